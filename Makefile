@@ -1,0 +1,67 @@
+# PYTHON: the interpreter (3.11 or newer) that .venv is made with. ARGS: more words for pytest, the benchmarks or the lock.
+PYTHON ?= python3
+UV ?= uv
+ARGS ?=
+
+RUN := .venv/bin/python -m
+SOURCES := $(wildcard pgqueuetopia tests benchmarks examples)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help .venv demo test test-pg check lint types imports bench lock clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv ## 2,000 mails over 50 queues, live, on the embedded PostgreSQL
+	$(RUN) examples.demo
+
+test: .venv ## the whole suite, in parallel (ARGS='-k words' for a part)
+	$(RUN) pytest -n auto $(ARGS)
+
+test-pg: ## the suite against other server binaries: PG_BIN=/usr/lib/postgresql/15/bin
+	@test -x "$(PG_BIN)/postgres" || { echo "PG_BIN must be a folder that holds initdb and postgres"; exit 2; }
+	PGQUEUETOPIA_PG_BIN="$(PG_BIN)" $(MAKE) test
+
+check: lint types imports test ## everything that CI calls
+
+lint: .venv ## ruff: rules and format
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: .venv ## mypy --strict
+	$(RUN) mypy
+
+imports: .venv ## the arrows between modules, by import-linter
+	.venv/bin/lint-imports
+
+bench: .venv ## the benchmarks (ARGS=name for one)
+	$(RUN) benchmarks $(ARGS)
+
+.venv: .venv/.complete ## the environment, from requirements.lock (PYTHON=python3.12 chooses the interpreter)
+
+# The stamp is written last, so that an interrupted install is made again.
+.venv/.complete: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	rm -rf .venv
+	@set -e; if command -v $(UV) >/dev/null; then \
+		set -x; \
+		$(UV) venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv; \
+		$(UV) pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock; \
+		$(UV) pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .; \
+	else \
+		set -x; \
+		$(PYTHON) -m venv .venv; \
+		$(RUN) pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+		$(RUN) pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	fi
+	@touch $@
+
+lock: ## requirements.lock from pyproject.toml, by uv (ARGS=--upgrade for newer versions)
+	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
+		--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		$(ARGS) --output-file requirements.lock pyproject.toml
+
+clean: ## remove the environment, caches and builds
+	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,13 @@
+drop trigger job_configs_changed on pgqueuetopia.job_configs;
+drop function pgqueuetopia.job_configs_changed();
+drop function pgqueuetopia.wait_for_starts(text);
+drop function pgqueuetopia.unpark(text, text);
+drop trigger jobs_deleted on pgqueuetopia.jobs;
+drop trigger jobs_released on pgqueuetopia.jobs;
+drop trigger jobs_moved on pgqueuetopia.jobs;
+drop function pgqueuetopia.jobs_changed();
+drop function pgqueuetopia.look_at(text, text);
+drop trigger jobs_inserted on pgqueuetopia.jobs;
+drop function pgqueuetopia.jobs_inserted();
+drop function pgqueuetopia.ring(text);
+drop function pgqueuetopia.lock_key(text, text, text);

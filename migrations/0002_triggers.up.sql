@@ -1,0 +1,165 @@
+-- Invariant 1: for every queue with a pending job there is a run_queue row with ready_at no later than
+-- its head is due, or the queue is parked because it is suspended. The triggers keep it whoever writes.
+-- They run as their owner, so that a role that may only insert jobs needs no right on run_queue.
+
+-- Every advisory lock of pgqueuetopia: ('queue', scope, queue), ('node', scope), ('sleeping', scope)
+-- and ('starting', scope).
+create function pgqueuetopia.lock_key(purpose text, scope text, name text default '') returns bigint
+language sql immutable parallel safe
+return hashtextextended(purpose || chr(31) || scope || chr(31) || name, 20);
+
+-- Wakes the sleeping nodes of a scope. A transaction that notifies takes a lock on the whole database
+-- at commit, so nobody is notified while nobody sleeps: a sleeping node holds the lock in shared mode.
+create function pgqueuetopia.ring(scope text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if pg_try_advisory_lock(pgqueuetopia.lock_key('sleeping', scope)) then
+    perform pg_advisory_unlock(pgqueuetopia.lock_key('sleeping', scope));
+  else
+    perform pg_notify('pgqueuetopia_jobs', scope);
+  end if;
+end
+$$;
+
+create function pgqueuetopia.jobs_inserted() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at)
+  select scope, queue, max(priority), min(greatest(scheduled_at, next_attempt_at))
+  from inserted
+  where done_at is null
+  group by scope, queue;
+  perform pgqueuetopia.ring(scope)
+  from (select distinct scope from inserted where done_at is null) as scopes;
+  return null;
+end
+$$;
+
+create trigger jobs_inserted
+after insert on pgqueuetopia.jobs
+referencing new table as inserted
+for each statement execute function pgqueuetopia.jobs_inserted();
+
+-- Have a queue looked at now: whatever its head is, the look will find out.
+create function pgqueuetopia.look_at(scope text, queue text) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into pgqueuetopia.run_queue (scope, queue) values (scope, queue);
+  perform pgqueuetopia.ring(scope);
+end
+$$;
+revoke execute on function pgqueuetopia.look_at(text, text) from public;
+
+create function pgqueuetopia.jobs_changed() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pgqueuetopia.look_at(old.scope, old.queue);
+  if tg_op = 'UPDATE' and (new.scope, new.queue) is distinct from (old.scope, old.queue) then
+    perform pgqueuetopia.look_at(new.scope, new.queue);
+  end if;
+  return null;
+end
+$$;
+
+-- Per row, with a condition: these fire for what people change by hand, and never for the hot path (a
+-- statement-level trigger with transition tables would copy every row that step() updates).
+create trigger jobs_moved
+after update of scope, queue, scheduled_at on pgqueuetopia.jobs
+for each row when (
+  new.done_at is null
+  and (new.scope, new.queue, new.scheduled_at) is distinct from (old.scope, old.queue, old.scheduled_at)
+)
+execute function pgqueuetopia.jobs_changed();
+
+-- A wait cut short, a waiting head ended by hand, a finished job brought back.
+create trigger jobs_released
+after update of done_at, next_attempt_at on pgqueuetopia.jobs
+for each row when (
+  (old.done_at is not null and new.done_at is null)
+  or (
+    old.done_at is null
+    and old.next_attempt_at is not null
+    and (
+      new.done_at is not null
+      or new.next_attempt_at is null
+      or new.next_attempt_at < old.next_attempt_at
+    )
+  )
+)
+execute function pgqueuetopia.jobs_changed();
+
+-- Only a head that waits for its next attempt makes its queue's row later than the jobs behind it are due.
+create trigger jobs_deleted
+after delete on pgqueuetopia.jobs
+for each row when (old.done_at is null and old.next_attempt_at is not null)
+execute function pgqueuetopia.jobs_changed();
+
+-- A queue that was parked while suspended is looked at again, in every scope that the config speaks to.
+create function pgqueuetopia.unpark(config_scope text, parked_queue text) returns void
+language sql security definer set search_path = pg_catalog, pg_temp
+as $$
+  with recursive scopes (scope) as (
+    select min(scope) from pgqueuetopia.jobs where done_at is null
+    union all
+    select (
+      select min(j.scope) from pgqueuetopia.jobs j where j.done_at is null and j.scope > s.scope
+    )
+    from scopes s
+    where s.scope is not null
+  )
+  select pgqueuetopia.look_at(s.scope, parked_queue)
+  from scopes s
+  where s.scope is not null
+    and config_scope in ('*', s.scope)
+    and exists (
+      select from pgqueuetopia.jobs j
+      where j.scope = s.scope and j.queue = parked_queue and j.done_at is null
+    )
+$$;
+revoke execute on function pgqueuetopia.unpark(text, text) from public;
+
+-- A transaction that suspends waits for the jobs that are being started, and holds up every claim
+-- until it ends: no job starts after it has committed. A node that does not answer in two seconds is
+-- not waited for.
+create function pgqueuetopia.wait_for_starts(config_scope text) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '2s'
+as $$
+begin
+  perform pg_advisory_xact_lock(pgqueuetopia.lock_key('starting', config_scope));
+exception when lock_not_available then
+  raise warning 'pgqueuetopia: a node of scope % did not answer in 2 s; it may start jobs it has claimed already', config_scope
+  using hint = 'Run "pgqueuetopia status" to see the nodes.';
+end
+$$;
+revoke execute on function pgqueuetopia.wait_for_starts(text) from public;
+
+create function pgqueuetopia.job_configs_changed() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  was boolean := tg_op <> 'INSERT' and pgqueuetopia.is_suspension(old.key, old.value);
+  is_now boolean := tg_op <> 'DELETE' and pgqueuetopia.is_suspension(new.key, new.value);
+begin
+  if is_now then
+    perform pgqueuetopia.wait_for_starts(new.scope);
+  end if;
+  if was and old.key <> 'suspended' then
+    perform pgqueuetopia.unpark(old.scope, left(old.key, -length('_suspended')));
+  end if;
+  if tg_op <> 'INSERT' then
+    perform pg_notify('pgqueuetopia_configs', json_build_array(old.scope, old.key)::text);
+  end if;
+  if tg_op <> 'DELETE' then
+    perform pg_notify('pgqueuetopia_configs', json_build_array(new.scope, new.key)::text);
+  end if;
+  return null;
+end
+$$;
+
+create trigger job_configs_changed
+after insert or update or delete on pgqueuetopia.job_configs
+for each row execute function pgqueuetopia.job_configs_changed();

@@ -1,0 +1,13 @@
+drop procedure pgqueuetopia.step;
+drop function pgqueuetopia.keep_only(text, text[]);
+drop function pgqueuetopia.fall_asleep(text);
+drop function pgqueuetopia.may_start(text);
+drop function pgqueuetopia.started(text);
+drop function pgqueuetopia.next_ready(text, timestamptz);
+drop function pgqueuetopia.claim;
+drop function pgqueuetopia.take;
+drop function pgqueuetopia.acquire;
+drop function pgqueuetopia.persist;
+drop function pgqueuetopia.some_suspended(text, text);
+drop function pgqueuetopia.append_error(jsonb, jsonb, timestamptz);
+drop type pgqueuetopia.claimed_job;

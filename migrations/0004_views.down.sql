@@ -1,0 +1,4 @@
+drop function pgqueuetopia.end_job(text, bigint, text);
+drop view pgqueuetopia.nodes;
+drop view pgqueuetopia.executing;
+drop view pgqueuetopia.job_states;

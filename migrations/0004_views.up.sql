@@ -1,0 +1,93 @@
+-- What people look at, and what operators do.
+
+-- "Executing" is read from the locks, so it can never be wrong: the lock of the job's queue is held, and
+-- the job was claimed later than it was last told to wait.
+create view pgqueuetopia.job_states as
+with held as materialized (
+  select (l.classid::bigint << 32) | l.objid::bigint as lock_key
+  from pg_catalog.pg_locks l
+  where l.locktype = 'advisory'
+    and l.objsubid = 1
+    and l.granted
+    and l.mode = 'ExclusiveLock'
+    and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
+)
+select
+  j.*,
+  case
+    when j.done_at is not null then j.outcome
+    when j.claim > 0
+      and j.attempted_at >= coalesce(j.next_attempt_at, '-infinity')
+      and exists (
+        select from held h where h.lock_key = pgqueuetopia.lock_key('queue', j.scope, j.queue)
+      ) then 'executing'
+    when j.next_attempt_at > statement_timestamp() then 'retrying'
+    when j.scheduled_at > statement_timestamp() then 'scheduled'
+    when exists (
+      select from pgqueuetopia.jobs w
+      where w.scope = j.scope
+        and w.queue = j.queue
+        and w.done_at is null
+        and w.next_attempt_at > statement_timestamp()
+    ) then 'blocked'
+    else 'ready'
+  end as state
+from pgqueuetopia.jobs j;
+
+create view pgqueuetopia.executing as
+select s.id, s.scope, s.queue, s.action, s.attempts, s.claim, s.attempted_at, s.attempted_by
+from pgqueuetopia.job_states s
+where s.done_at is null and s.claim > 0 and s.state = 'executing';
+
+-- The nodes that run now: one database session each.
+create view pgqueuetopia.nodes as
+select
+  split_part(a.application_name, ' ', 2) as node,
+  l.pid,
+  (l.classid::bigint << 32) | l.objid::bigint as lock_key
+from pg_catalog.pg_locks l
+join pg_catalog.pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'advisory'
+  and l.objsubid = 1
+  and l.granted
+  and l.mode = 'ShareLock'
+  and a.application_name like 'pgqueuetopia %'
+  and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database());
+
+-- End a pending job that is not running. Either nobody holds the lock of its queue, and nobody can take
+-- it while we decide, or a node holds it and the job's own row, which we lock, says whether it is the one
+-- that runs.
+create function pgqueuetopia.end_job(p_scope text, p_id bigint, p_outcome text) returns text
+language plpgsql
+as $$
+declare
+  v_job pgqueuetopia.jobs;
+  v_free boolean;
+begin
+  select pg_try_advisory_xact_lock(pgqueuetopia.lock_key('queue', j.scope, j.queue)) into v_free
+  from pgqueuetopia.jobs j
+  where j.scope = p_scope and j.id = p_id and j.done_at is null;
+  -- failpoint: queue tried
+  select * into v_job
+  from pgqueuetopia.jobs j
+  where j.scope = p_scope and j.id = p_id and j.done_at is null
+  for update;
+  if v_job.id is null then
+    return 'NOT_FOUND';
+  end if;
+  if not v_free
+    and v_job.claim > 0
+    and v_job.attempted_at >= coalesce(v_job.next_attempt_at, '-infinity')
+  then
+    return 'IN_PROGRESS';
+  end if;
+  update pgqueuetopia.jobs j
+  set done_at = clock_timestamp(), outcome = p_outcome, updated_at = clock_timestamp()
+  where j.id = p_id;
+  if v_free then
+    -- A node may have tried the lock while we held it.
+    perform pg_notify('pgqueuetopia_jobs', p_scope);
+  end if;
+  return 'OK';
+end
+$$;

@@ -1,0 +1,52 @@
+"""pgqueuetopia: jobs in strict order per queue, on nothing but PostgreSQL."""
+
+from pgqueuetopia.db.configs import Config
+from pgqueuetopia.db.repo import Repo
+from pgqueuetopia.errors import (
+    AccessDenied,
+    ConfigNotFound,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    InvalidConfig,
+    InvalidJob,
+    JobNotFound,
+    MigrationFailed,
+    Misconfigured,
+    NotMigrated,
+    QueuetopiaError,
+)
+from pgqueuetopia.job import Job, NewJob, Page
+from pgqueuetopia.outcome import Err, Ok, Snooze
+from pgqueuetopia.performer import Performer, action
+from pgqueuetopia.queuetopia import Queuetopia
+from pgqueuetopia.settings import Settings
+from pgqueuetopia.status import BlockedQueue, Cancelled, Status
+
+__all__ = [
+    "AccessDenied",
+    "BlockedQueue",
+    "Cancelled",
+    "Config",
+    "ConfigNotFound",
+    "DatabaseRefused",
+    "DatabaseUnavailable",
+    "Err",
+    "InvalidConfig",
+    "InvalidJob",
+    "Job",
+    "JobNotFound",
+    "MigrationFailed",
+    "Misconfigured",
+    "NewJob",
+    "NotMigrated",
+    "Ok",
+    "Page",
+    "Performer",
+    "Queuetopia",
+    "QueuetopiaError",
+    "Repo",
+    "Settings",
+    "Snooze",
+    "Status",
+    "action",
+]

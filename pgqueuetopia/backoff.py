@@ -1,0 +1,11 @@
+"""How long a failed job waits before its next attempt."""
+
+from datetime import timedelta
+
+_LARGEST_EXPONENT = 40  # 2**40 s is 34,000 years: beyond any limit, and still a timedelta
+
+
+def doubling(attempts_before: int, limit: timedelta) -> timedelta:
+    """2**attempts_before + 1 seconds, at most `limit`: 2, 3, 5, 9, 17, 33 s (PgQueuetopia's default)."""
+    seconds = 2 ** min(attempts_before, _LARGEST_EXPONENT) + 1
+    return min(timedelta(seconds=seconds), limit)

@@ -1,0 +1,1 @@
+"""The database: the only package that imports asyncpg, and every statement the project sends."""

@@ -1,0 +1,111 @@
+"""asyncpg, in one place: where to connect, how, and what its errors mean to our users."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Union
+
+import asyncpg
+
+from pgqueuetopia.errors import (
+    AccessDenied,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    InvalidConfig,
+    InvalidJob,
+    NotMigrated,
+    QueuetopiaError,
+)
+
+# The client gives up on a statement before the server gives up on the client, and hands its locks on.
+CLIENT_DEADLINE = 10
+SERVER_DEADLINE = 15
+
+# A caller's own connection comes from a pool as a proxy.
+# The classes are generic for the type checker alone, hence the strings.
+Connection = Union["asyncpg.Connection[asyncpg.Record]", "PooledConnection"]  # noqa: UP007
+AnyConnection = Union[  # noqa: UP007
+    "asyncpg.Connection[asyncpg.Record]", "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+]
+
+_UNAVAILABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InternalClientError,
+)
+_NOT_MIGRATED = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedObjectError,
+    asyncpg.InvalidSchemaNameError,
+)
+
+
+class PooledConnection(asyncpg.Connection):  # type: ignore[type-arg]  # asyncpg's class is not generic when it runs
+    """A connection of the pool: nothing is reset, for through a pooler it would be reset for somebody else."""
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
+def resolved_dsn(dsn: str | None) -> str | None:
+    """The DSN to use: the one given, $PGQUEUETOPIA_DSN, $DATABASE_URL, or None for libpq's PG* variables."""
+    return dsn or os.environ.get("PGQUEUETOPIA_DSN") or os.environ.get("DATABASE_URL") or None
+
+
+def resolved_session_dsn(dsn: str | None) -> str | None:
+    """The DSN of a node's direct connection: the one given, or $PGQUEUETOPIA_SESSION_DSN."""
+    return dsn or os.environ.get("PGQUEUETOPIA_SESSION_DSN") or None
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise our own errors in place of the driver's, each saying what to do."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+        raise translation(error) from error
+
+
+def translation(error: Exception) -> QueuetopiaError:
+    """The error of ours that says what one of the driver's means."""
+    match error:
+        case asyncpg.InsufficientPrivilegeError():
+            return AccessDenied(f"{error}. docs/operations.md lists the grants that each role needs.")
+        case asyncpg.CheckViolationError() if error.table_name == "job_configs":
+            return InvalidConfig(f"The database refuses this config ({error.constraint_name}).")
+        case asyncpg.CheckViolationError() if error.table_name == "jobs":
+            return InvalidJob([f"the database refuses this job ({error.constraint_name})"])
+        case asyncpg.UntranslatableCharacterError() | asyncpg.StatementTooComplexError():
+            return InvalidJob([f"the database cannot store this: {error}"])
+        case _ if isinstance(error, _NOT_MIGRATED):
+            return NotMigrated(f"The database does not have what this version needs ({error}).")
+        case _ if isinstance(error, _UNAVAILABLE):
+            return DatabaseUnavailable(f"The database cannot be reached: {error or type(error).__name__}")
+        case _:
+            return DatabaseRefused(f"{type(error).__name__}: {error}")
+
+
+def keep_alive(connection: Connection, *, timeout: int) -> None:
+    """Have the kernel notice within about `timeout` seconds that the server is gone: asyncpg does not."""
+    transport = getattr(connection, "_transport", None)
+    found: socket.socket | None = transport.get_extra_info("socket") if transport else None
+    if found is None or found.family == socket.AF_UNIX:
+        return
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", timeout // 3),
+        ("TCP_KEEPINTVL", timeout // 6),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", timeout * 1000),
+    ):
+        if hasattr(socket, name):
+            found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,182 @@
+"""Repo: the pool, one method for each statement."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import asyncpg
+
+from pgqueuetopia.db import rows
+from pgqueuetopia.db.driver import (
+    AnyConnection,
+    PooledConnection,
+    resolved_dsn,
+    resolved_session_dsn,
+    translated,
+)
+from pgqueuetopia.db.statements import SQL
+from pgqueuetopia.job import Job, JobRow
+
+
+class Repo:
+    """Where the jobs are stored: a PostgreSQL database, by its DSN.
+
+    Without a DSN: $PGQUEUETOPIA_DSN, else $DATABASE_URL, else libpq's PG* variables. `session_dsn` (else
+    $PGQUEUETOPIA_SESSION_DSN, else the DSN) is for a node's one direct connection, where the DSN goes
+    through a pooler. The pool opens on first use, holds at most `max_size` connections (10) and waits at
+    most `timeout` seconds (30) for a statement. Set `statement_cache_size=0` for PgBouncer below 1.21.
+    """
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        *,
+        session_dsn: str | None = None,
+        max_size: int = 10,
+        timeout: float = 30,
+        statement_cache_size: int = 100,
+    ) -> None:
+        self._dsn = dsn
+        self._session_dsn = session_dsn
+        self._max_size = max_size
+        self._timeout = timeout
+        self._statement_cache_size = statement_cache_size
+        self._pool: "asyncpg.Pool[asyncpg.Record] | None" = None
+        self._opening = anyio.Lock()
+
+    def __repr__(self) -> str:
+        return f"Repo({'open' if self._pool else 'closed'})"
+
+    @property
+    def dsn(self) -> str | None:
+        """The DSN of the pool; None stands for libpq's PG* variables."""
+        return resolved_dsn(self._dsn)
+
+    @property
+    def session_dsn(self) -> str | None:
+        """The DSN of a node's direct connection."""
+        return resolved_session_dsn(self._session_dsn) or self.dsn
+
+    async def close(self) -> None:
+        """Close the pool; it opens again on its next use."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            with anyio.move_on_after(self._timeout):
+                await pool.close()
+            pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self, conn: AnyConnection | None = None) -> AsyncIterator[AnyConnection]:
+        """The caller's connection, or one of the pool."""
+        with translated():
+            if conn is not None:
+                yield conn
+            else:
+                pool = self._pool or await self._open()
+                async with pool.acquire(timeout=self._timeout) as pooled:
+                    yield pooled
+
+    async def _open(self) -> "asyncpg.Pool[asyncpg.Record]":
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    self.dsn,
+                    min_size=0,
+                    max_size=self._max_size,
+                    command_timeout=self._timeout,
+                    statement_cache_size=self._statement_cache_size,
+                    connection_class=PooledConnection,
+                )
+            return self._pool
+
+    async def create_job(self, scope: str, job: JobRow, conn: AnyConnection | None) -> Job:
+        [stored] = await self._fetch(
+            "create_job",
+            scope,
+            job.queue,
+            job.action,
+            job.params,
+            job.priority,
+            job.timeout,
+            job.max_backoff,
+            job.max_attempts,
+            job.scheduled_at,
+            job.delay,
+            conn=conn,
+        )
+        return rows.created_job(scope, job, stored)
+
+    async def create_jobs(
+        self, scope: str, jobs: Sequence[JobRow], conn: AnyConnection | None
+    ) -> list[Job]:
+        stored = await self._fetch("create_jobs", scope, *rows.columns_of(jobs), conn=conn)
+        return [
+            rows.created_job(scope, job, row) for job, row in zip(jobs, stored, strict=True)
+        ]
+
+    async def get_job(self, scope: str, job_id: int) -> Job | None:
+        found = await self._fetch("get_job", scope, job_id)
+        return rows.job_of(found[0]) if found else None
+
+    async def list_jobs(self, scope: str, *filters: str | None, after: int, limit: int) -> list[Job]:
+        found = await self._fetch("list_jobs", scope, *filters, after, limit)
+        return [rows.job_of(row) for row in found]
+
+    async def count_jobs(self, scope: str, *filters: str | None) -> int:
+        return int(await self._value("count_jobs", scope, *filters))
+
+    async def status(self, scope: str, queue: str | None) -> dict[str, int]:
+        return {row["state"]: row["jobs"] for row in await self._fetch("status", scope, queue)}
+
+    async def executing(self, scope: str, queue: str | None) -> int:
+        return int(await self._value("executing", scope, queue))
+
+    async def nodes(self, scope: str) -> list[str]:
+        return [row["node"] for row in await self._fetch("nodes", scope)]
+
+    async def suspended(self, scope: str, queue: str | None) -> bool:
+        return bool(await self._value("suspended", scope, queue))
+
+    async def blocked_queues(self, scope: str, limit: int) -> list[dict[str, Any]]:
+        return [dict(row) for row in await self._fetch("blocked_queues", scope, limit)]
+
+    async def end_job(self, scope: str, job_id: int, outcome: str) -> str:
+        return str(await self._value("end_job", scope, job_id, outcome))
+
+    async def retry_jobs(self, scope: str, job_id: int | None, queue: str | None) -> int:
+        return int(await self._value("retry_jobs", scope, job_id, queue))
+
+    async def params(self, job_id: int) -> dict[str, Any]:
+        return dict(rows.loaded(await self._value("params", job_id)))
+
+    async def persist(self, scope: str, columns: Sequence[Sequence[Any]], *, keep: bool) -> list[int]:
+        return list(await self._value("persist", scope, *columns, keep))
+
+    async def clean(self, scope: str, retention: timedelta, batch: int) -> int:
+        """Remove one batch of jobs that ended longer ago; 0 as well if another node is at it."""
+        async with self.connection() as conn, conn.transaction():
+            if not (await conn.fetch(SQL["try_clean"], scope))[0][0]:
+                return 0
+            return int((await conn.fetch(SQL["clean"], scope, retention, batch))[0][0])
+
+    async def configs(self, scope: str, conn: AnyConnection | None = None) -> list[tuple[str, str, str]]:
+        found = await self._fetch("list_configs", scope, conn=conn)
+        return [(row["scope"], row["key"], row["value"]) for row in found]
+
+    async def set_config(self, scope: str, key: str, value: str, conn: AnyConnection | None) -> None:
+        await self._fetch("set_config", scope, key, value, conn=conn)
+
+    async def delete_config(self, scope: str, key: str, conn: AnyConnection | None) -> int:
+        return int((await self._fetch("delete_config", scope, key, conn=conn))[0][0])
+
+    async def _fetch(
+        self, statement: str, *arguments: Any, conn: AnyConnection | None = None
+    ) -> list[asyncpg.Record]:
+        # fetch, never fetchrow or fetchval: those leave a portal open in the caller's transaction.
+        async with self.connection(conn) as connection:
+            return await connection.fetch(SQL[statement], *arguments)
+
+    async def _value(self, statement: str, *arguments: Any) -> Any:
+        return (await self._fetch(statement, *arguments))[0][0]

@@ -1,0 +1,78 @@
+"""Between Python's values and the database's rows."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+
+from pgqueuetopia.job import Job, JobRow
+from pgqueuetopia.outcome import Failure
+
+LONGEST_MESSAGE = 2_000
+LONGEST_TRACEBACK = 8_000
+
+
+def job_of(row: asyncpg.Record, **known: Any) -> Job:
+    """A job from a row of job_states, or from a claimed_job with what the node knows besides."""
+    values = dict(row.items()) | known
+    values["params"] = loaded(values["params"])
+    values["errors"] = tuple(loaded(values["errors"]))
+    for name in ("progress", "result"):
+        values[name] = loaded(values.get(name))
+    return Job(**values)
+
+
+def created_job(scope: str, row: JobRow, stored: asyncpg.Record) -> Job:
+    """A job that has just been stored."""
+    return Job(
+        scope=scope,
+        queue=row.queue,
+        action=row.action,
+        params=json.loads(row.params),
+        priority=row.priority,
+        timeout=row.timeout,
+        max_backoff=row.max_backoff,
+        max_attempts=row.max_attempts,
+        **dict(stored.items()),
+    )
+
+
+def columns_of(rows: Sequence[JobRow]) -> list[list[Any]]:
+    """New jobs as one array for each column, in the order of create_jobs.sql."""
+    names = (
+        "queue",
+        "action",
+        "params",
+        "priority",
+        "timeout",
+        "max_backoff",
+        "max_attempts",
+        "scheduled_at",
+        "delay",
+    )
+    return [[getattr(row, name) for row in rows] for name in names]
+
+
+def loaded(text: Any) -> Any:
+    """A json value; a caller's own connection may have decoded it already."""
+    return json.loads(text) if isinstance(text, str) else text
+
+
+def error_entry(failure: Failure | None, attempt: int, node: str) -> str | None:
+    """One entry of a job's errors; the database adds when."""
+    if failure is None:
+        return None
+    return json.dumps(
+        {
+            "attempt": attempt,
+            "node": node,
+            "error": storable(failure.message[:LONGEST_MESSAGE]),
+            "traceback": storable(failure.traceback[-LONGEST_TRACEBACK:]),
+        }
+    )
+
+
+def storable(text: str) -> str:
+    """Text without what PostgreSQL cannot store."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -1,0 +1,15 @@
+-- The queues whose head has failed and waits, longest first.
+select
+  j.queue,
+  j.id as head,
+  j.attempts,
+  j.next_attempt_at,
+  (j.errors -> 0 ->> 'at')::timestamptz as since,
+  j.errors -> -1 ->> 'error' as why
+from pgqueuetopia.jobs j
+where j.scope = $1::text
+  and j.done_at is null
+  and j.next_attempt_at > statement_timestamp()
+  and jsonb_array_length(j.errors) > 0
+order by since, j.id
+limit $2::bigint

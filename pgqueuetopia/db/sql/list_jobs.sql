@@ -1,0 +1,16 @@
+-- A page of jobs by keyset, in the order of creation; null means any.
+select s.*
+from pgqueuetopia.job_states s
+where s.scope = $1::text
+  and ($2::text is null or s.queue = $2)
+  and ($3::text is null or s.action = $3)
+  and ($4::text is null or s.state = $4)
+  and (
+    $5::text is null
+    or strpos(s.queue, $5) > 0
+    or strpos(s.action, $5) > 0
+    or strpos(s.params::text, $5) > 0
+  )
+  and s.id > $6::bigint
+order by s.id
+limit $7::bigint

@@ -1,0 +1,8 @@
+-- One tick of a node: see migrations/0003_step.up.sql.
+call pgqueuetopia.step(
+  $1::text, $2::text,
+  $3::bigint[], $4::bigint[], $5::text[], $6::interval[], $7::boolean[], $8::jsonb[], $9::jsonb[],
+  $10::text[], $11::timestamptz[], $12::bigint[], $13::boolean[],
+  $14::text[], $15::text[], $16::integer, $17::boolean, $18::boolean, $19::boolean,
+  null, null, null, null, null, null, null, null
+)

@@ -1,0 +1,244 @@
+"""A job as it is stored, a new one as it is given, and the rules for what may be given."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from html import escape
+from typing import Any
+
+from pydantic import BaseModel
+
+from pgqueuetopia.errors import InvalidJob
+
+LONGEST_NAME = 255
+DEEPEST_PARAMS = 200
+LONGEST_DELAY = timedelta(days=365_000)
+LARGEST_INTEGER = 2**31 - 1
+
+Seconds = float | timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One job as the database has it.
+
+    `attempts` counts the runs that were started, this one included; `claim` is a number that only ever
+    grows: hand it to other stores as a fencing token. Times are aware datetimes of the database's clock.
+    `state` is one of executing, ready, scheduled, retrying, blocked, or the outcome of a job that has
+    ended (succeeded, abandoned, cancelled, moved).
+    """
+
+    id: int
+    scope: str
+    queue: str
+    action: str
+    params: dict[str, Any]
+    priority: int = 0
+    timeout: timedelta = timedelta(seconds=60)
+    max_backoff: timedelta = timedelta(days=1)
+    max_attempts: int = 20
+    scheduled_at: datetime
+    next_attempt_at: datetime | None = None
+    attempts: int = 0
+    claim: int = 0
+    attempted_at: datetime | None = None
+    attempted_by: str | None = None
+    errors: tuple[dict[str, Any], ...] = ()
+    progress: Any = None
+    result: Any = None
+    done_at: datetime | None = None
+    outcome: str | None = None
+    inserted_at: datetime
+    updated_at: datetime
+    state: str = "ready"
+
+    def failure_report(self) -> tuple[str, str]:
+        """The subject and the HTML body of a mail about this job's last failure (Queuetopia's helpers)."""
+        last = self.errors[-1] if self.errors else {"error": "no error was recorded", "traceback": ""}
+        subject = f"[{self.scope}] job {self.id} ({self.action}) of queue {self.queue} failed"
+        facts = {
+            "scope": self.scope,
+            "queue": self.queue,
+            "action": self.action,
+            "job": self.id,
+            "attempt": f"{self.attempts} of {self.max_attempts}",
+            "next attempt": self.next_attempt_at or "none",
+            "params": json.dumps(self.params),
+            "error": last["error"],
+        }
+        rows = "".join(f"<tr><th>{name}</th><td>{escape(str(fact))}</td></tr>" for name, fact in facts.items())
+        return subject, f"<table>{rows}</table><pre>{escape(str(last.get('traceback', '')))}</pre>"
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to be created: create_job's arguments, for create_jobs.
+
+    Times are seconds or timedelta; `scheduled_at` is an aware datetime or a timedelta from now.
+    """
+
+    queue: str
+    action: str
+    params: Mapping[str, Any] | BaseModel = field(default_factory=dict)
+    scheduled_at: datetime | timedelta | None = None
+    timeout: Seconds = 60
+    max_backoff: Seconds = 86_400
+    max_attempts: int = 20
+    priority: int = 0
+
+
+class Page(list[Job]):
+    """A page of jobs: `total` counts all that match, `next` is what to give as `after`, None at the end."""
+
+    def __init__(self, jobs: Iterable[Job], total: int, next_: int | None) -> None:
+        super().__init__(jobs)
+        self.total = total
+        self.next = next_
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A new job that was checked: what goes to the database."""
+
+    queue: str
+    action: str
+    params: str
+    priority: int
+    timeout: timedelta
+    max_backoff: timedelta
+    max_attempts: int
+    scheduled_at: datetime | None
+    delay: timedelta | None
+
+
+def checked(job: NewJob, refusal: Callable[[str, object], list[str]] = lambda *_: []) -> JobRow:
+    """The row of a new job; `refusal` says what else is wrong with an action and its params.
+
+    Raises InvalidJob with every fault that it has.
+    """
+    params = job.params.model_dump(mode="json") if isinstance(job.params, BaseModel) else job.params
+    faults = [*_faults(job), *_params_faults(params), *refusal(job.action, params)]
+    if faults:
+        raise InvalidJob(faults)
+    return JobRow(
+        queue=job.queue,
+        action=job.action,
+        params=json.dumps(params, separators=(",", ":"), ensure_ascii=False),
+        priority=job.priority,
+        timeout=as_timedelta(job.timeout),
+        max_backoff=as_timedelta(job.max_backoff),
+        max_attempts=job.max_attempts,
+        scheduled_at=job.scheduled_at if isinstance(job.scheduled_at, datetime) else None,
+        delay=job.scheduled_at if isinstance(job.scheduled_at, timedelta) else None,
+    )
+
+
+def as_timedelta(value: Seconds) -> timedelta:
+    """Seconds or a timedelta, as a timedelta."""
+    return value if isinstance(value, timedelta) else timedelta(seconds=value)
+
+
+def name_faults(what: str, name: object) -> Iterator[str]:
+    """What is wrong with the name of a scope, a queue or an action."""
+    if not isinstance(name, str):
+        yield f"{what} must be a string, not {type(name).__name__}"
+    elif not name:
+        yield f"{what} must not be empty"
+    elif len(name) > LONGEST_NAME:
+        yield f"{what} has {len(name)} characters; at most {LONGEST_NAME} are allowed"
+    else:
+        yield from _text_faults(what, name)
+
+
+def _faults(job: NewJob) -> Iterator[str]:
+    yield from name_faults("queue", job.queue)
+    yield from name_faults("action", job.action)
+    yield from _duration_faults("timeout", job.timeout)
+    yield from _duration_faults("max_backoff", job.max_backoff)
+    yield from _integer_faults("max_attempts", job.max_attempts, least=1)
+    yield from _integer_faults("priority", job.priority, least=-LARGEST_INTEGER)
+    yield from _schedule_faults(job.scheduled_at)
+
+
+def _duration_faults(what: str, value: object) -> Iterator[str]:
+    if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
+        yield f"{what} must be seconds or a timedelta, not {type(value).__name__}"
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{what} must be finite, not {value}"
+    elif _seconds(value) < 0:
+        yield f"{what} must not be negative"
+    elif _seconds(value) > LONGEST_DELAY.total_seconds():
+        yield f"{what} must be at most {LONGEST_DELAY.days:,} days"
+
+
+def _seconds(value: Seconds) -> float:
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+def _integer_faults(what: str, value: object, *, least: int) -> Iterator[str]:
+    if isinstance(value, bool) or not isinstance(value, int):
+        yield f"{what} must be an integer, not {type(value).__name__}"
+    elif not least <= value <= LARGEST_INTEGER:
+        yield f"{what} must be between {least} and {LARGEST_INTEGER}, not {value}"
+
+
+def _schedule_faults(value: object) -> Iterator[str]:
+    match value:
+        case None:
+            return
+        case datetime():
+            if value.tzinfo is None or value.utcoffset() is None:
+                yield "scheduled_at has no time zone; use datetime.now(UTC), or a timedelta from now"
+        case timedelta():
+            if abs(value) > LONGEST_DELAY:
+                yield f"scheduled_at must be within {LONGEST_DELAY.days:,} days"
+        case _:
+            yield f"scheduled_at must be an aware datetime or a timedelta, not {type(value).__name__}"
+
+
+def _params_faults(params: object) -> Iterator[str]:
+    if isinstance(params, dict):
+        yield from json_faults("params", params)
+    else:
+        yield f"params must be a dict, not {type(params).__name__}"
+
+
+def json_faults(where: str, value: object, depth: int = 0) -> Iterator[str]:
+    """Everything in `value` that JSON, or PostgreSQL's jsonb, cannot hold, with the place it is at."""
+    match value:
+        case None | bool() | int():
+            return
+        case str():
+            yield from _text_faults(where, value)
+        case float():
+            if not math.isfinite(value):
+                yield f"{where} is {value}, which JSON cannot hold"
+        case _ if depth >= DEEPEST_PARAMS:
+            yield f"{where[:40]}… is nested more than {DEEPEST_PARAMS} levels deep"
+        case dict():
+            yield from _object_faults(where, value, depth)
+        case list() | tuple():
+            for index, item in enumerate(value):
+                yield from json_faults(f"{where}[{index}]", item, depth + 1)
+        case _:
+            yield f"{where} is a {type(value).__name__}, which is not JSON"
+
+
+def _object_faults(where: str, value: dict[Any, Any], depth: int) -> Iterator[str]:
+    for key, item in value.items():
+        if isinstance(key, str):
+            yield from _text_faults(f"a key of {where}", key)
+            yield from json_faults(f"{where}.{key}", item, depth + 1)
+        else:
+            yield f"{where} has the key {key!r}, which is not a string"
+
+
+def _text_faults(where: str, text: str) -> Iterator[str]:
+    if "\0" in text:
+        yield f"{where} contains a NUL character, which PostgreSQL cannot store"
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        yield f"{where} contains a lone surrogate, which is not valid text"
+
+

@@ -1,0 +1,29 @@
+"""The bell that wakes the scheduler; rings coalesce."""
+
+import anyio
+
+
+class Bell:
+    """Rung by whoever has news, from the event loop; heard once however often it rang."""
+
+    def __init__(self) -> None:
+        self._rung = anyio.Event()
+
+    @property
+    def rung(self) -> bool:
+        """Whether it rang since it was last heard."""
+        return self._rung.is_set()
+
+    def ring(self) -> None:
+        self._rung.set()
+
+    async def wait(self, timeout: float) -> None:
+        """Wait until it rings, or `timeout` seconds."""
+        with anyio.move_on_after(timeout):
+            await self._rung.wait()
+        self.hear()
+
+    def hear(self) -> None:
+        """What rang until now is known."""
+        if self._rung.is_set():
+            self._rung = anyio.Event()

@@ -1,0 +1,178 @@
+"""One job becomes one outcome, and the outcome what is written."""
+
+import inspect
+import json
+import math
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import structlog
+
+from pgqueuetopia.backoff import doubling
+from pgqueuetopia.db.repo import Repo
+from pgqueuetopia.failure import NODE_DIED, FailurePolicy, settle
+from pgqueuetopia.job import Job, as_timedelta, json_faults
+from pgqueuetopia.outcome import (
+    Err,
+    Failed,
+    Failure,
+    Interrupted,
+    Ok,
+    Outcome,
+    Settlement,
+    Snooze,
+    Snoozed,
+    Succeeded,
+)
+from pgqueuetopia.performer import Performer
+
+log = structlog.get_logger("pgqueuetopia")
+
+HOOK_TIMEOUT = 60
+
+OnEnd = Callable[[Job, Settlement, str | None], None]
+
+
+class Execution:
+    """Runs jobs; each ends in one call of `on_end`, with what is to be written."""
+
+    def __init__(
+        self, performer: Performer, policy: FailurePolicy, repo: Repo, concurrency: int, on_end: OnEnd
+    ) -> None:
+        self._performer = performer
+        self._policy = policy
+        self._repo = repo
+        self._on_end = on_end
+        self._threads = anyio.CapacityLimiter(concurrency)
+        self._running: dict[int, anyio.CancelScope] = {}
+        self._interrupted: set[int] = set()
+
+    async def run(self, job: Job) -> None:
+        """Run one job to its end."""
+        if job.attempts > job.max_attempts:
+            settlement = replace(self._policy.exhausted(NODE_DIED), attempt_spent=False)
+        else:
+            outcome = await self._attempt(job)
+            settlement = settle(job, outcome, self._policy, self._delay(job, outcome))
+        _report(job, settlement)
+        self._on_end(job, settlement, _encoded(job, settlement.result))
+
+    def interrupt(self) -> None:
+        """Cancel every job that runs; their attempts are given back."""
+        self._interrupted.update(self._running)
+        for scope in self._running.values():
+            scope.cancel()
+
+    async def failed(self, job: Job) -> None:
+        """Call the performer's hook for a failure that has been written."""
+        if type(self._performer).handle_failed_job is Performer.handle_failed_job:
+            return
+        try:
+            with anyio.fail_after(HOOK_TIMEOUT):
+                await self._performer.handle_failed_job(await self._repo.get_job(job.scope, job.id) or job)
+        except Exception as error:
+            log.exception("handle_failed_job_raised", job=job.id, queue=job.queue, error=repr(error))
+
+    async def _attempt(self, job: Job) -> Outcome:
+        """Call the performer under the job's timeout."""
+        self._interrupted.discard(job.id)
+        scope = self._running[job.id] = anyio.CancelScope()
+        try:
+            with scope:
+                return _outcome_of(await self._perform(job, scope))
+        except (Exception, SystemExit) as error:
+            return Failed(_failure_of(error))
+        except anyio.get_cancelled_exc_class() as error:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            return Failed(_failure_of(error))
+        finally:
+            del self._running[job.id]
+        if job.id in self._interrupted:
+            return Interrupted()
+        return Failed(_timed_out(job))
+
+    async def _perform(self, job: Job, scope: anyio.CancelScope) -> Any:
+        if job.params is None:
+            job = replace(job, params=await self._repo.params(job.id))
+        method, arguments = self._performer.bound(job)
+        limit = job.timeout.total_seconds() or math.inf
+        if not inspect.iscoroutinefunction(method):
+            return await self._perform_in_thread(job, method, arguments, limit)
+        scope.deadline = anyio.current_time() + limit
+        return await method(*arguments)
+
+    async def _perform_in_thread(
+        self, job: Job, method: Callable[..., Any], arguments: tuple[Any, ...], limit: float
+    ) -> Any:
+        """A thread cannot be stopped, and two jobs of a queue must not overlap: wait for it, however late."""
+        began = anyio.current_time()
+        value = await anyio.to_thread.run_sync(
+            method, *arguments, abandon_on_cancel=True, limiter=self._threads
+        )
+        return value if anyio.current_time() - began <= limit else Err(_timed_out(job).message)
+
+    def _delay(self, job: Job, outcome: Outcome) -> timedelta:
+        """The performer's backoff, should the job be tried again."""
+        if not isinstance(outcome, Failed):
+            return timedelta(0)
+        try:
+            return max(as_timedelta(self._performer.backoff(job)), timedelta(0))
+        except Exception:
+            log.exception("backoff_raised", job=job.id, queue=job.queue)
+            return doubling(job.attempts - 1, job.max_backoff)
+
+
+def _outcome_of(value: object) -> Outcome:
+    match value:
+        case Ok(result):
+            return Succeeded(result)
+        case Err(message):
+            return Failed(Failure(str(message)))
+        case Snooze(delay):
+            return Snoozed(max(as_timedelta(delay), timedelta(0)))
+        case _:
+            return Succeeded(value)
+
+
+def _timed_out(job: Job) -> Failure:
+    return Failure(f"timeout: the job took longer than {job.timeout.total_seconds():g} s")
+
+
+def _failure_of(error: BaseException) -> Failure:
+    return Failure(
+        f"{type(error).__name__}: {error}",
+        "".join(traceback.format_exception(error)),
+        error,
+    )
+
+
+def _encoded(job: Job, result: object) -> str | None:
+    """A result as JSON; one that is not JSON is not stored, for the job has succeeded all the same."""
+    if result is None:
+        return None
+    faults = list(json_faults("result", result))
+    if faults:
+        log.warning("result_not_stored", job=job.id, queue=job.queue, faults=faults[:3])
+        return None
+    return json.dumps(result)
+
+
+def _report(job: Job, settlement: Settlement) -> None:
+    if settlement.failure is None:
+        return
+    event = "job_abandoned" if settlement.outcome else "job_failed"
+    log.warning(
+        event,
+        job=job.id,
+        queue=job.queue,
+        action=job.action,
+        attempt=job.attempts,
+        error=settlement.failure.message[:500],
+        retry_in=settlement.delay and settlement.delay.total_seconds(),
+    )

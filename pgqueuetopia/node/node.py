@@ -1,0 +1,200 @@
+"""A running node: what it runs, how it comes back after a lost session, and how it leaves."""
+
+import random
+from collections.abc import Callable
+from functools import partial
+
+import anyio
+import anyio.abc
+import structlog
+
+from pgqueuetopia.db.repo import Repo
+from pgqueuetopia.db.session import Ended, Session, settlement_columns
+from pgqueuetopia.errors import DatabaseUnavailable, QueuetopiaError
+from pgqueuetopia.failure import FailurePolicy
+from pgqueuetopia.job import Job
+from pgqueuetopia.node.bell import Bell
+from pgqueuetopia.node.cleaner import clean_for_ever
+from pgqueuetopia.node.execution import Execution
+from pgqueuetopia.node.plan import Plan
+from pgqueuetopia.node.scheduler import Scheduler
+from pgqueuetopia.outcome import Settlement
+from pgqueuetopia.performer import Performer
+
+log = structlog.get_logger("pgqueuetopia")
+
+# In seconds: what a cancelled job has to come to its end, and how long to wait between two connections.
+GRACE = 5.0
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 5.0
+
+Configs = list[tuple[str, str, str]]
+
+
+class Node:
+    """One node of a Queuetopia."""
+
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        repo: Repo,
+        performer: Performer,
+        policy: FailurePolicy,
+        on_configs: Callable[[Configs], None],
+    ) -> None:
+        self.name = name
+        self._plan = plan
+        self._repo = repo
+        self._on_configs = on_configs
+        self._bell = Bell()
+        self._configs_changed = True
+        self._lost = False
+        self._left = anyio.Event()
+        self._leaving = anyio.Event()
+        self._scheduler: Scheduler | None = None
+        self._execution = Execution(performer, policy, repo, plan.concurrency, self._end)
+        self._log = log.bind(scope=plan.scope, node=name)
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        """Everything that a node runs, until it has left; started once its first session is open."""
+        session = await self._first_session()
+        async with anyio.create_task_group() as jobs, anyio.create_task_group() as tasks:
+            tasks.start_soon(clean_for_ever, self._repo, self._plan, name="cleaner")
+            self._log.info("node_started")
+            task_status.started()
+            while session is not None:
+                await self._serve(session, jobs)
+                session = None if self._leaving.is_set() else await self._next_session()
+            tasks.cancel_scope.cancel()
+            self._log.info("node_left")
+        self._left.set()
+
+    async def leave(self) -> None:
+        """Claim nothing more, let the jobs end for `shutdown` seconds, cancel the rest, and go."""
+        self._leaving.set()
+        if self._scheduler is not None:
+            self._scheduler.leaving = True
+        self._bell.ring()
+        with anyio.move_on_after(self._plan.shutdown):
+            await self._left.wait()
+        if not self._left.is_set():
+            self.hurry()
+            with anyio.move_on_after(GRACE):
+                await self._left.wait()
+            self._lose()
+            await self._left.wait()
+
+    def hurry(self) -> None:
+        """Cancel what runs; it counts as interrupted, not as failed, and runs again first."""
+        if self._scheduler is not None and self._scheduler.running:
+            self._log.warning("jobs_interrupted", queues=len(self._scheduler.running))
+        self._execution.interrupt()
+
+    def wake(self) -> None:
+        """Look now: something that the database does not tell has changed."""
+        self._bell.ring()
+
+    async def _first_session(self) -> Session | None:
+        """Wait for the database; what an operator must mend is raised."""
+        try:
+            return await self._connect()
+        except DatabaseUnavailable as error:
+            self._log.warning("database_unavailable", error=str(error))
+            return await self._next_session(patient=False)
+
+    async def _next_session(self, *, patient: bool = True) -> Session | None:
+        """Connect again and again, until it works or the node leaves."""
+        pause = FIRST_PAUSE
+        while not self._leaving.is_set():
+            try:
+                return await self._connect()
+            except DatabaseUnavailable:
+                pass
+            except QueuetopiaError as error:
+                if not patient:
+                    raise
+                self._log.error("cannot_resume", error=str(error))
+            with anyio.move_on_after(pause * random.uniform(0.5, 1.0)):
+                await self._leaving.wait()
+            pause = min(pause * 2, LONGEST_PAUSE)
+        return None
+
+    async def _connect(self) -> Session:
+        self._configs_changed, self._lost = True, False
+        session = await Session.open(
+            self._repo.session_dsn,
+            self._plan.scope,
+            self.name,
+            on_jobs=self._bell.ring,
+            on_config=self._hear_config,
+            on_lost=self._lose,
+        )
+        try:
+            self._on_configs(await session.configs())
+        except BaseException:
+            session.abort()
+            raise
+        return session
+
+    async def _serve(self, session: Session, jobs: anyio.abc.TaskGroup) -> None:
+        """Run jobs until the node leaves or the session is lost."""
+        scheduler = self._scheduler = Scheduler(
+            session,
+            self._plan,
+            self._bell,
+            start=lambda job: jobs.start_soon(self._execution.run, job, name=f"job {job.id}"),
+            on_saved=partial(self._after_save, jobs),
+            before_step=self._check,
+        )
+        scheduler.leaving = self._leaving.is_set()
+        try:
+            await scheduler.run()
+        except QueuetopiaError as error:
+            self._log.warning("session_lost", error=str(error), running=len(scheduler.running))
+            session.abort()
+            await self._end_without_session(scheduler)
+        else:
+            await session.close()
+
+    async def _check(self, session: Session) -> None:
+        """Before each step: is the session alive, and are the settings those in force?"""
+        if self._lost:
+            raise DatabaseUnavailable("The server has closed the node's session.")
+        if self._configs_changed:
+            self._configs_changed = False
+            self._on_configs(await session.configs())
+
+    async def _end_without_session(self, scheduler: Scheduler) -> None:
+        """The locks are gone: stop what runs, and write what has ended if it is still ours."""
+        self._execution.interrupt()
+        while scheduler.running:
+            await self._bell.wait(GRACE)
+        ended = [one for one in scheduler.ended if one.job is not None]
+        try:
+            with anyio.fail_after(GRACE):
+                saved = await self._repo.persist(
+                    self._plan.scope,
+                    settlement_columns(ended, self.name),
+                    keep=self._plan.keeps_finished_jobs,
+                )
+        except (QueuetopiaError, TimeoutError) as error:
+            self._log.warning("outcomes_lost", jobs=len(ended), error=str(error))
+        else:
+            self._log.info("outcomes_saved_late", saved=len(saved), jobs=len(ended))
+
+    def _end(self, job: Job, settlement: Settlement, result: str | None) -> None:
+        assert self._scheduler is not None
+        self._scheduler.end(job, settlement, result)
+
+    def _after_save(self, jobs: anyio.abc.TaskGroup, one: Ended) -> None:
+        if one.job is not None and one.settlement is not None and one.settlement.failure is not None:
+            jobs.start_soon(self._execution.failed, one.job, name=f"failed {one.job.id}")
+
+    def _hear_config(self, key: str) -> None:
+        self._configs_changed = True
+        self._bell.ring()
+
+    def _lose(self) -> None:
+        self._lost = True
+        self._bell.ring()

@@ -1,0 +1,30 @@
+"""What a node runs by: the settings of its Queuetopia, and what is paused on this node alone."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+
+@dataclass(slots=True)
+class Pause:
+    """A local suspension: of this node alone, and not kept."""
+
+    all: bool = False
+    queues: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a node works. Times in seconds."""
+
+    scope: str
+    concurrency: int
+    poll_interval: float
+    shutdown: float
+    job_retention: timedelta
+    cleanup_interval: float
+    pause: Pause
+
+    @property
+    def keeps_finished_jobs(self) -> bool:
+        """With no retention a job is removed as it ends."""
+        return self.job_retention > timedelta(0)

@@ -1,0 +1,165 @@
+"""The loop of a node: step, start what was claimed, wait for the bell or the time."""
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import anyio.lowlevel
+import structlog
+
+from pgqueuetopia.db.session import Ended, Session, Stepped
+from pgqueuetopia.job import Job
+from pgqueuetopia.node.bell import Bell
+from pgqueuetopia.node.plan import Plan
+from pgqueuetopia.outcome import Settlement
+
+log = structlog.get_logger("pgqueuetopia")
+
+# All in seconds. A queue gives its place up after a slice, if others are due.
+SLICE = 0.1
+# After work a node looks again every few milliseconds for a while, before it sleeps.
+LINGER = 0.02
+LINGER_LOOK = 0.004
+# How often a node looks for the queues of dead nodes while others run.
+RESCUE = 0.5
+HELD_UP_LOOK = 0.02
+BUSY_LOOK = 0.1
+FIRST_NAP = 0.001
+LONGEST_NAP = 1.0
+
+
+@dataclass(slots=True)
+class Sleep:
+    """A node asleep: its horizon, whether it is alone, and how long it naps until the horizon is passed."""
+
+    horizon: int
+    alone: bool
+    nap: float = FIRST_NAP
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """What a node holds, and when it looks again. All its statements go over the session, one at a time."""
+
+    session: Session
+    plan: Plan
+    bell: Bell
+    start: Callable[[Job], None]
+    on_saved: Callable[[Ended], None]
+    before_step: Callable[[Session], Awaitable[None]]
+    running: dict[str, float] = field(default_factory=dict)
+    ended: list[Ended] = field(default_factory=list)
+    leaving: bool = False
+    _sleep: Sleep | None = None
+    _last_claim: float = 0.0
+    _last_rescue: float = 0.0
+
+    async def run(self) -> None:
+        """Until this node leaves and all that it ran is written."""
+        while not (self.leaving and not self.running and not self.ended):
+            stepped = await self._step()
+            await self._rest(stepped)
+
+    def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
+        """A job has ended: have it written, and its queue looked at."""
+        since = self.running.pop(job.queue)
+        done = settlement.outcome is not None
+        self.ended.append(
+            Ended(
+                queue=job.queue,
+                job=job,
+                settlement=settlement,
+                result=result,
+                after=(job.scheduled_at, job.id) if done else None,
+                slice_since=since,
+            )
+        )
+        self.bell.ring()
+
+    async def _step(self) -> Stepped:
+        self.bell.hear()
+        await self.before_step(self.session)
+        ended, self.ended = self.ended, []
+        try:
+            stepped = await self._ask(ended)
+        except BaseException:
+            self.ended = ended + self.ended
+            raise
+        self._take_in(ended, stepped)
+        return stepped
+
+    async def _ask(self, ended: list[Ended]) -> Stepped:
+        now = anyio.current_time()
+        rescue = now - self._last_rescue >= RESCUE
+        if rescue:
+            self._last_rescue = now
+        claiming = not (self.leaving or self.plan.pause.all)
+        return await self.session.step(
+            ended,
+            [not claiming or now - one.slice_since > SLICE for one in ended],
+            list(self.running),
+            sorted(self.plan.pause.queues),
+            self.plan.concurrency - len(self.running) if claiming else 0,
+            rescue=rescue,
+            keep=self.plan.keeps_finished_jobs,
+        )
+
+    def _take_in(self, ended: list[Ended], stepped: Stepped) -> None:
+        """Start what was claimed; what could not be saved, or is to be looked at again, stays held."""
+        slices = {one.queue: one.slice_since for one in ended}
+        for one in ended:
+            if one.job is None:
+                continue
+            if one.job.id in stepped.busy:
+                self.ended.append(one)
+            elif one.job.id in stepped.saved:
+                self.on_saved(one)
+            else:
+                log.warning("outcome_lost", job=one.job.id, queue=one.queue, claim=one.job.claim)
+        now = anyio.current_time()
+        self.ended += [Ended(queue=queue, slice_since=now) for queue in stepped.again]
+        for job in stepped.claimed:
+            since = slices.get(job.queue, now)
+            self.running[job.queue] = since if now - since <= SLICE else now
+            self.start(job)
+        if stepped.claimed:
+            self._last_claim = now
+
+    async def _rest(self, stepped: Stepped) -> None:
+        """Wait for the first of the bell and the time of the next look."""
+        await anyio.lowlevel.checkpoint()
+        if self.bell.rung:
+            return
+        await self.session.started()
+        await self.bell.wait(await self._pause(stepped))
+
+    async def _pause(self, stepped: Stepped) -> float:
+        """How long nothing needs to be looked at, in seconds."""
+        if self.ended:
+            return BUSY_LOOK
+        if stepped.held_up:
+            return HELD_UP_LOOK
+        if len(self.running) >= self.plan.concurrency or self.leaving:
+            await self._wake_up()
+            return LONGEST_NAP
+        if anyio.current_time() - self._last_claim < LINGER:
+            await self._wake_up()
+            return LINGER_LOOK
+        return await self._doze(stepped)
+
+    async def _doze(self, stepped: Stepped) -> float:
+        """Sleep, once everything that may commit without notifying has been looked at."""
+        if self._sleep is None:
+            horizon, alone = await self.session.fall_asleep()
+            self._sleep = Sleep(horizon, alone)
+            return 0
+        soon = stepped.next_ready_in if stepped.next_ready_in is not None else self.plan.poll_interval
+        if stepped.horizon < self._sleep.horizon:
+            nap, self._sleep.nap = self._sleep.nap, min(self._sleep.nap * 2, LONGEST_NAP)
+            return min(nap, soon)
+        longest = self.plan.poll_interval if self._sleep.alone else RESCUE
+        return min(soon, longest * random.uniform(0.9, 1.0))
+
+    async def _wake_up(self) -> None:
+        self._sleep = None
+        await self.session.wake_up()

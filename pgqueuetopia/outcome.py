@@ -1,0 +1,103 @@
+"""What a performer may return, and what became of one attempt."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Ok:
+    """Success; `value` is stored as the job's result (anything JSON)."""
+
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Err:
+    """Failure: the job is tried again after its backoff (Queuetopia's `{:error, message}`)."""
+
+    message: object = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Snooze:
+    """Not now: run again after `delay` (a timedelta or seconds) without spending an attempt."""
+
+    delay: timedelta | float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed."""
+
+    message: str
+    traceback: str = ""
+    exception: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The job is done."""
+
+    result: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The attempt failed; a policy decides what follows."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Snoozed:
+    """The performer asked to be called again later."""
+
+    delay: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The node stopped before the job ended; the attempt is given back."""
+
+
+Outcome = Succeeded | Failed | Snoozed | Interrupted
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What is written about an attempt: the columns that change, one constructor for each outcome.
+
+    `outcome` is None while the job stays pending; it is then due after `delay`, or blocked until an
+    operator acts where `delay` is None too.
+    """
+
+    outcome: str | None
+    delay: timedelta | None = None
+    attempt_spent: bool = True
+    failure: Failure | None = None
+    result: Any = None
+
+    @classmethod
+    def succeeded(cls, result: Any) -> "Settlement":
+        return cls("succeeded", result=result)
+
+    @classmethod
+    def retried(cls, failure: Failure, delay: timedelta) -> "Settlement":
+        return cls(None, delay, failure=failure)
+
+    @classmethod
+    def abandoned(cls, failure: Failure) -> "Settlement":
+        return cls("abandoned", failure=failure)
+
+    @classmethod
+    def blocked(cls, failure: Failure) -> "Settlement":
+        return cls(None, None, failure=failure)
+
+    @classmethod
+    def snoozed(cls, delay: timedelta) -> "Settlement":
+        return cls(None, delay, attempt_spent=False)
+
+    @classmethod
+    def interrupted(cls) -> "Settlement":
+        return cls(None, timedelta(0), attempt_spent=False)

@@ -1,0 +1,121 @@
+"""The contract that a user's code fulfils to perform jobs."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, ClassVar, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ValidationError
+
+from pgqueuetopia.backoff import doubling
+from pgqueuetopia.errors import Misconfigured
+from pgqueuetopia.job import Job
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A performer's method for one action: its name, its parameter's model, whether it takes the job."""
+
+    method: str
+    model: type[BaseModel] | None
+    takes_job: bool
+
+
+def action(name: str) -> Callable[[Method], Method]:
+    """Register a Performer's method for jobs with this action.
+
+    The method takes a pydantic model, and the Job after it if it wants to: create_job then refuses params
+    that the model refuses. With no model it takes the Job alone, or nothing. Plain `def` methods run in a
+    thread.
+    """
+
+    def mark(method: Method) -> Method:
+        method.__action__ = name  # type: ignore[attr-defined]  # a mark, read by Performer below
+        return method
+
+    return mark
+
+
+class Performer:
+    """Subclass it and implement `perform`, or methods marked with `@action`.
+
+    Returning None, Ok(value) or any other JSON value is success; Err(message) or a raise is failure;
+    Snooze(delay) asks to be called again later. An `async def` runs on the event loop; a plain `def` runs
+    in a thread, which nothing can stop: its queue waits until it returns, however late.
+    """
+
+    actions: ClassVar[Mapping[str, Action]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.actions = {**cls.actions, **_actions_of(cls)}
+
+    def perform(self, job: Job) -> Any:
+        """Perform one job: may be `async def`. Called for every job of a performer without actions."""
+        raise Misconfigured(f"{type(self).__name__} has no perform(job) and no @action({job.action!r})")
+
+    def backoff(self, job: Job) -> timedelta:
+        """How long this job waits after its failed attempt number `job.attempts` (1 for the first).
+
+        By default 2, 3, 5, 9, 17, 33 s and so on, at most the job's max_backoff (PgQueuetopia).
+        """
+        return doubling(job.attempts - 1, job.max_backoff)
+
+    async def handle_failed_job(self, job: Job) -> None:
+        """Called after each failure has been written, with the job as it is then (Queuetopia)."""
+
+    def faults(self, name: str, params: object) -> list[str]:
+        """Why this performer would not take a job with this action and these params."""
+        if not self.actions:
+            return []
+        if name in self.actions:
+            model = self.actions[name].model
+            return [] if model is None else _model_faults(model, params)
+        if type(self).perform is not Performer.perform:
+            return []
+        known = ", ".join(sorted(self.actions))
+        return [f"action {name!r} is unknown; this performer has: {known}"]
+
+    def bound(self, job: Job) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The method for a job, and its arguments."""
+        found = self.actions.get(job.action)
+        if found is None:
+            return self.perform, (job,)
+        arguments = () if found.model is None else (found.model.model_validate(job.params),)
+        return getattr(self, found.method), (*arguments, job) if found.takes_job else arguments
+
+
+def _model_faults(model: type[BaseModel], params: object) -> list[str]:
+    try:
+        model.model_validate(params)
+    except ValidationError as error:
+        return [
+            f"{'.'.join(('params', *map(str, fault['loc'])))}: {fault['msg']}" for fault in error.errors()
+        ]
+    return []
+
+
+def _actions_of(performer: type[Performer]) -> dict[str, Action]:
+    return {
+        member.__action__: _action(performer, attribute, member)
+        for attribute, member in vars(performer).items()
+        if hasattr(member, "__action__")
+    }
+
+
+def _action(performer: type[Performer], attribute: str, method: Callable[..., Any]) -> Action:
+    hints = get_type_hints(method)
+    names = list(inspect.signature(method).parameters)[1:]
+    models = [hints.get(name) for name in names if hints.get(name) is not Job and name != "job"]
+    match models:
+        case []:
+            return Action(attribute, None, takes_job=bool(names))
+        case [type() as model] if issubclass(model, BaseModel):
+            return Action(attribute, model, takes_job=len(names) > 1)
+        case _:
+            raise Misconfigured(
+                f"{performer.__name__}.{attribute}: an action takes one pydantic model, and then job"
+            )

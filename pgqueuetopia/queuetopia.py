@@ -1,0 +1,324 @@
+"""Queuetopia, the public face: create jobs, run nodes, pause, look and operate."""
+
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+
+from datetime import datetime, timedelta
+from typing import Any, Self
+
+import anyio
+import structlog
+from pydantic import BaseModel
+
+from pgqueuetopia import options
+from pgqueuetopia.db.configs import Configs, merged
+from pgqueuetopia.db.driver import AnyConnection
+from pgqueuetopia.db.repo import Repo
+from pgqueuetopia.errors import InvalidJob, JobNotFound, Misconfigured
+from pgqueuetopia.failure import FailurePolicy, OnExhausted
+from pgqueuetopia.job import Job, NewJob, Page, Seconds, as_timedelta, checked
+from pgqueuetopia.node.leaving import until_told_to_stop
+from pgqueuetopia.node.node import Node
+from pgqueuetopia.node.plan import Pause, Plan
+from pgqueuetopia.performer import Performer
+from pgqueuetopia.settings import Settings
+from pgqueuetopia.status import BlockedQueue, Cancelled, Status
+
+log = structlog.get_logger("pgqueuetopia")
+
+DRAINED_LOOK = 0.05
+
+
+class Queuetopia:
+    """Subclass it with a `repo` and a `performer`; the class's name is its scope on the database.
+
+    Every setting can be a class attribute or an argument of the constructor: `repo`, `performer`, `scope`,
+    `settings` (a Settings of yours, kept in step with job_configs) and those of `options.Options`. Raises
+    Misconfigured for a setting that is unknown or cannot work.
+    """
+
+    repo: Repo
+    performer: Performer | None = None
+    scope: str
+    settings: Settings = Settings()
+
+    poll_interval: Seconds = 60
+    concurrency: int = 100
+    on_exhausted: OnExhausted = "abandon"
+    job_retention: Seconds = timedelta(days=7)
+    cleanup_interval: Seconds = 600
+    shutdown: Seconds = 30
+    disabled: bool = False
+
+    def __init__(self, **given: Any) -> None:
+        self._set(given)
+        self._options = options.Options(**{name: getattr(self, name) for name in options.NAMES})
+        options.check(type(self).__name__, self.scope, self._options)
+        self.configs = Configs(self.repo, self.scope, type(self.settings), self._take_configs)
+        self._pause = Pause()
+        self._nodes: list[Node] = []
+        self._log = log.bind(scope=self.scope)
+
+    def _set(self, given: Mapping[str, Any]) -> None:
+        known = {"repo", "performer", "scope", "settings", *options.NAMES}
+        if unknown := sorted(given.keys() - known):
+            raise Misconfigured(f"Unknown settings: {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
+        for name, value in given.items():
+            setattr(self, name, value)
+        if not hasattr(self, "scope"):
+            self.scope = type(self).__name__
+        if not hasattr(self, "repo"):
+            self.repo = Repo()
+        if isinstance(self.settings, type):
+            self.settings = self.settings()
+
+    # Creating
+
+    async def create_job(
+        self,
+        queue: str,
+        action: str,
+        params: Mapping[str, Any] | BaseModel | None = None,
+        *,
+        scheduled_at: datetime | timedelta | None = None,
+        timeout: Seconds = 60,
+        max_backoff: Seconds = 86_400,
+        max_attempts: int = 20,
+        priority: int = 0,
+        conn: AnyConnection | None = None,
+    ) -> Job:
+        """Store a job; its queue exists from then on. Returns the job as stored.
+
+        `scheduled_at` is an aware datetime or a timedelta from now; `timeout` (0: none) and `max_backoff` are
+        seconds or timedelta; `max_attempts` counts all runs. With `conn` the job is part of the caller's
+        transaction: rolled back, it never existed. Raises InvalidJob, before anything is sent, with all that
+        is wrong; NotMigrated, AccessDenied, DatabaseUnavailable.
+        """
+        job = NewJob(
+            queue, action, params if params is not None else {}, scheduled_at, timeout, max_backoff, max_attempts, priority
+        )
+        return await self.repo.create_job(self.scope, checked(job, self._refusal), conn)
+
+    async def try_create_job(self, *arguments: Any, **options: Any) -> Job | InvalidJob:
+        """create_job that returns InvalidJob instead of raising it (PgQueuetopia's create_job)."""
+        try:
+            return await self.create_job(*arguments, **options)
+        except InvalidJob as error:
+            return error
+
+    async def create_jobs(
+        self, jobs: Iterable[NewJob | Mapping[str, Any]], *, conn: AnyConnection | None = None
+    ) -> list[Job]:
+        """Store many jobs in one statement, all or nothing, in the order given.
+
+        Each is a NewJob or a dict of create_job's arguments. Raises InvalidJob with the faults of all.
+        """
+        rows, faults = [], []
+        for index, given in enumerate(jobs):
+            try:
+                rows.append(checked(_new_job(given), self._refusal))
+            except InvalidJob as error:
+                faults += [f"job {index}: {fault}" for fault in error.faults]
+        if faults:
+            raise InvalidJob(faults)
+        return await self.repo.create_jobs(self.scope, rows, conn) if rows else []
+
+    def _refusal(self, action: str, params: object) -> list[str]:
+        return self.performer.faults(action, params) if self.performer else []
+
+    # Running
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Run a node in the background; at the end it leaves gracefully.
+
+        Raises NotMigrated, AccessDenied or Misconfigured where it cannot start; waits for a database that
+        cannot be reached yet.
+        """
+        if self.disabled:
+            yield self
+            return
+        failure: Exception | None = None
+        node = self._new_node()
+        async with anyio.create_task_group() as tasks:
+            try:
+                await tasks.start(node.run, name=f"node {node.name}")
+                self._nodes.append(node)
+                yield self
+            except Exception as error:
+                failure = error
+            finally:
+                await self._leave(node)
+        if failure is not None:
+            raise failure
+
+    async def run(self) -> None:
+        """Run a node until SIGTERM, SIGINT or cancelled; a second signal cancels the jobs at once."""
+        async with until_told_to_stop(self._hurry) as told, self.running():
+            await told.wait()
+
+    async def _leave(self, node: Node) -> None:
+        if node in self._nodes:
+            with anyio.CancelScope(shield=True):
+                await node.leave()
+            self._nodes.remove(node)
+
+    def _hurry(self) -> None:
+        for node in self._nodes:
+            node.hurry()
+
+    def _new_node(self) -> Node:
+        if self.performer is None:
+            raise Misconfigured(f"{type(self).__name__} needs a performer to run jobs: performer = MyPerformer()")
+        return Node(
+            f"{socket.gethostname()[:30]}-{os.getpid()}-{secrets.token_hex(2)}".replace(" ", "-"),
+            self._plan(),
+            self.repo,
+            self.performer,
+            FailurePolicy(self.on_exhausted),
+            self._take_configs,
+        )
+
+    def _plan(self) -> Plan:
+        return Plan(
+            scope=self.scope,
+            concurrency=self.concurrency,
+            poll_interval=as_timedelta(self.poll_interval).total_seconds(),
+            shutdown=as_timedelta(self.shutdown).total_seconds(),
+            job_retention=as_timedelta(self.job_retention),
+            cleanup_interval=as_timedelta(self.cleanup_interval).total_seconds(),
+            pause=self._pause,
+        )
+
+    def notify(self) -> bool:
+        """Have this instance's nodes look now; False if none runs here (PgQueuetopia's handle_event)."""
+        for node in self._nodes:
+            node.wake()
+        return bool(self._nodes)
+
+    async def close(self) -> None:
+        """Close the pool; it opens again on its next use."""
+        await self.repo.close()
+
+    # Pausing
+
+    async def suspend(self, queue: str | None = None, *, local: bool = False, wait: bool = False) -> None:
+        """Start no job any more: on every node, or of one queue, or (`local`) on this instance alone.
+
+        No job starts after this has returned; those that run go on, and with `wait` it returns when they have
+        ended. A suspension is kept until `resume`, through deploys; a local one as long as this instance.
+        """
+        if local:
+            self._pause_here(queue, paused=True)
+        else:
+            await self.configs.set(_suspension(queue), "true")
+        if wait:
+            while await self.repo.executing(self.scope, queue):
+                await anyio.sleep(DRAINED_LOOK)
+
+    async def resume(self, queue: str | None = None, *, local: bool = False) -> None:
+        """Undo `suspend`: jobs start at once. A suspension by scope `*`, or by the other kind, stays."""
+        if local:
+            self._pause_here(queue, paused=False)
+            return
+        await self.configs.set(_suspension(queue), "false")
+        if await self.repo.suspended(self.scope, queue):
+            self._log.warning("still_suspended", queue=queue, by="scope * or the whole scope")
+
+    def _pause_here(self, queue: str | None, *, paused: bool) -> None:
+        if queue is None:
+            self._pause.all = paused
+        elif paused:
+            self._pause.queues.add(queue)
+        else:
+            self._pause.queues.discard(queue)
+        self.notify()
+
+    def _take_configs(self, configs: Iterable[tuple[str, str, str]]) -> None:
+        """Bring the settings in step with the database."""
+        self.settings, faults = self.settings.updated(merged(configs))
+        for key, fault in faults.items():
+            self._log.warning("config_refused", key=key, error=fault)
+
+    # Operating
+
+    async def status(self, queue: str | None = None) -> Status:
+        """The pending jobs of this scope, or of one queue, counted by state; suspension; the nodes."""
+        counts = await self.repo.status(self.scope, queue)
+        return Status(
+            scope=self.scope,
+            queue=queue,
+            suspended=await self.repo.suspended(self.scope, queue),
+            nodes=tuple(await self.repo.nodes(self.scope)),
+            **counts,
+        )
+
+    async def blocked_queues(self, *, limit: int = 100) -> list[BlockedQueue]:
+        """The queues whose head has failed and waits, those blocked longest first."""
+        return [BlockedQueue(**row) for row in await self.repo.blocked_queues(self.scope, limit)]
+
+    async def get_job(self, job: Job | int) -> Job:
+        """A job as it is now. Raises JobNotFound."""
+        found = await self.repo.get_job(self.scope, _id(job))
+        if found is None:
+            raise JobNotFound(f"Scope {self.scope!r} has no job {_id(job)}.")
+        return found
+
+    async def list_jobs(
+        self,
+        *,
+        queue: str | None = None,
+        action: str | None = None,
+        state: str | None = None,
+        search: str | None = None,
+        limit: int = 100,
+        after: int = 0,
+    ) -> Page:
+        """A page of this scope's jobs in the order of creation; `after` is the `next` of the page before.
+
+        `state` is a Job's state; `search` finds text in queue, action and params (case counts).
+        """
+        filters = (queue, action, state, search or None)
+        jobs = await self.repo.list_jobs(self.scope, *filters, after=after, limit=limit + 1)
+        total = await self.repo.count_jobs(self.scope, *filters)
+        return Page(jobs[:limit], total, jobs[limit - 1].id if len(jobs) > limit else None)
+
+    async def cancel(self, job: Job | int) -> Cancelled:
+        """End a job that has not ended and does not run: OK, IN_PROGRESS or NOT_FOUND."""
+        return Cancelled(await self.repo.end_job(self.scope, _id(job), "cancelled"))
+
+    async def abandon(self, job: Job | int) -> Cancelled:
+        """Give a job up: its queue goes on with the next. OK, IN_PROGRESS or NOT_FOUND."""
+        return Cancelled(await self.repo.end_job(self.scope, _id(job), "abandoned"))
+
+    async def retry(self, job: Job | int) -> None:
+        """Have a job run now that waits for its next attempt, or run one again that has ended.
+
+        Its attempts are counted anew. Raises JobNotFound for a job that runs, or has never failed.
+        """
+        if not await self.repo.retry_jobs(self.scope, _id(job), None):
+            raise JobNotFound(f"Scope {self.scope!r} has no job {_id(job)} that waits for an attempt or has ended.")
+
+    async def retry_all(self, queue: str | None = None) -> int:
+        """Have every job run now that waits for its next attempt; returns how many."""
+        return await self.repo.retry_jobs(self.scope, None, queue)
+
+
+def _new_job(given: NewJob | Mapping[str, Any]) -> NewJob:
+    if isinstance(given, NewJob):
+        return given
+    try:
+        return NewJob(**given)
+    except TypeError as error:
+        raise InvalidJob([str(error).replace("NewJob.__init__() ", "")]) from None
+
+
+def _suspension(queue: str | None) -> str:
+    return "suspended" if queue is None else f"{queue}_suspended"
+
+
+def _id(job: Job | int) -> int:
+    return job.id if isinstance(job, Job) else job
