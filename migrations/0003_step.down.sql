@@ -1,5 +1,6 @@
 drop procedure pgqueuetopia.step;
 drop function pgqueuetopia.keep_only(text, text[]);
+drop function pgqueuetopia.tidy(text, text[]);
 drop function pgqueuetopia.fall_asleep(text);
 drop function pgqueuetopia.may_start(text);
 drop function pgqueuetopia.started(text);

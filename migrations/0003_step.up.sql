@@ -1,6 +1,11 @@
 -- step(): the one hot path. One call a tick, for all queues of a node: it persists the outcomes that
 -- came in and claims the next jobs. Read it from the bottom: step() calls persist(), acquire(), claim().
 --
+-- The plans must not depend on statistics, for these tables grow from nothing to millions of rows between
+-- two looks of autovacuum: the node's session leaves the planner index scans and nested loops alone, and
+-- "outcome is null" (the same as "done_at is null", by a constraint) keeps it off the partial indexes
+-- where a row is found by its id.
+--
 -- A line "failpoint: name" marks a place between two statements where the tests stop the world.
 
 -- What a node needs of a job to run it. Params of more than 64 kB (compressed) are left out, to be
@@ -25,12 +30,17 @@ create type pgqueuetopia.claimed_job as (
   updated_at timestamptz
 );
 
+-- In plpgsql, and not in SQL: its plan is kept.
 create function pgqueuetopia.some_suspended(p_scope text, p_key text) returns boolean
-language sql stable
-return exists (
-  select from pgqueuetopia.job_configs c
-  where c.scope in ('*', p_scope) and c.key = p_key and pgqueuetopia.is_suspension(c.key, c.value)
-);
+language plpgsql stable
+as $$
+begin
+  return exists (
+    select from pgqueuetopia.job_configs c
+    where c.scope in ('*', p_scope) and c.key = p_key and pgqueuetopia.is_suspension(c.key, c.value)
+  );
+end
+$$;
 
 -- The newest twenty errors are kept.
 create function pgqueuetopia.append_error(errors jsonb, error jsonb, failed_at timestamptz) returns jsonb
@@ -94,7 +104,7 @@ begin
     where j.id = s.id
       and j.claim = s.claim
       and j.scope = p_scope
-      and j.done_at is null
+      and j.outcome is null
       and (not p_careful or j.id = any (v_ids))
     returning j.id
   )
@@ -207,11 +217,19 @@ begin
   from marked m;
   if v_orphans is not null then
     update pgqueuetopia.jobs j set next_attempt_at = clock_timestamp()
-    where j.scope = p_scope
-      and j.queue = any (v_orphans)
-      and j.done_at is null
-      and j.claim > 0
-      and j.next_attempt_at is null;
+    where j.id = any (array(
+      select o.id
+      from unnest(v_orphans) q (queue)
+      cross join lateral (
+        select o.id from pgqueuetopia.jobs o
+        where o.scope = p_scope
+          and o.queue = q.queue
+          and o.done_at is null
+          and o.claim > 0
+          and o.next_attempt_at is null
+        offset 0
+      ) o
+    ));
   end if;
   perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
   from unnest(p_queues) q (queue)
@@ -222,8 +240,9 @@ $$;
 
 -- Look at the heads of queues that this session has locked, in a new snapshot, and claim those that are
 -- due. Rows of a queue without a due head go in the same statement, so that a job which commits now is
--- not seen and its row not removed. A queue whose slice is over goes on only where there is room to
--- spare; one whose job could not be saved is not looked at.
+-- not seen and its row not removed. Looks at the queues that go on and whose slice is over or not, as
+-- asked, and at those just acquired. A queue whose slice is over goes on only where there is room to spare;
+-- one whose job could not be saved is not looked at.
 create function pgqueuetopia.claim(
   p_scope text,
   p_node text,
@@ -232,6 +251,7 @@ create function pgqueuetopia.claim(
   p_after_at timestamptz[],
   p_after_id bigint[],
   p_slice_over boolean[],
+  p_over boolean,
   p_avoid text[],
   p_acquired text[],
   p_busy bigint[],
@@ -253,10 +273,10 @@ begin
     select
       q.queue, q.after_at, q.after_id,
       q.queue = any (p_avoid)
-      or (q.slice_over and count(*) filter (where q.slice_over) over (order by q.n) > p_spare) as yields
+      or (p_over and row_number() over (order by q.n) > p_spare) as yields
     from unnest(p_ids, p_queues, p_after_at, p_after_id, p_slice_over)
       with ordinality as q (id, queue, after_at, after_id, slice_over, n)
-    where q.id is null or q.id <> all (p_busy)
+    where q.slice_over = p_over and (q.id is null or q.id <> all (p_busy))
     union all
     select q.queue, null, null, false from unnest(p_acquired) q (queue)
   ),
@@ -268,7 +288,7 @@ begin
       j.priority,
       greatest(j.scheduled_at, j.next_attempt_at) as due_at,
       not (a.yields or a.suspended or p_suspended)
-      and greatest(j.scheduled_at, j.next_attempt_at) <= v_now as due
+      and coalesce(greatest(j.scheduled_at, j.next_attempt_at) <= v_now, false) as due
     from (
       select
         q.*,
@@ -300,7 +320,7 @@ begin
   ),
   free as (
     select j.id from pgqueuetopia.jobs j
-    where p_careful and j.id in (select l.id from look l where l.due) and j.done_at is null
+    where p_careful and j.id = any (array(select l.id from look l where l.due)) and j.outcome is null
     for update skip locked
   ),
   claiming as (
@@ -313,7 +333,7 @@ begin
     from look l
     where l.due
       and j.id = l.id
-      and j.done_at is null
+      and j.outcome is null
       and (not p_careful or j.id in (select f.id from free f))
     returning j.queue, row(
       j.id, j.queue, j.action,
@@ -324,8 +344,17 @@ begin
   ),
   gone as (
     delete from pgqueuetopia.run_queue q
-    using look l
-    where not l.due and not p_careful and q.scope = p_scope and q.queue = l.queue
+    where q.id = any (array(
+      select r.id
+      from look l
+      -- "offset 0" keeps the planner from reading the rows of every queue.
+      cross join lateral (
+        select r.id from pgqueuetopia.run_queue r
+        where r.scope = p_scope and r.queue = l.queue
+        offset 0
+      ) r
+      where not l.due and not p_careful
+    ))
   ),
   left_behind as (
     insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at)
@@ -337,13 +366,13 @@ begin
       and (not l.due or (p_careful and l.id not in (select f.id from free f)))
   )
   select
-    array_agg(c.job) filter (where c.queue is not null),
+    (select coalesce(array_agg(c.job), '{}') from claiming c),
     -- Due, but ended by somebody else in this very moment: still ours, to be looked at again.
-    array_agg(l.queue) filter (where c.queue is null and l.due and not p_careful),
-    array_agg(l.queue) filter (where c.queue is null and (not l.due or p_careful))
+    coalesce(array_agg(l.queue) filter (where l.due and not p_careful), '{}'),
+    coalesce(array_agg(l.queue) filter (where not l.due or p_careful), '{}')
   into claimed, again, let_go
   from look l
-  left join claiming c on c.queue = l.queue;
+  where l.queue not in (select c.queue from claiming c);
 end
 $$;
 
@@ -377,10 +406,12 @@ $$;
 
 -- The jobs that were claimed have been started: a transaction that suspends need not wait any longer.
 create function pgqueuetopia.started(p_scope text) returns void
-language sql
+language plpgsql
 as $$
-  select pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', scope))
-  from (values ('*'), (p_scope)) s (scope)
+begin
+  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', '*'));
+  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', p_scope));
+end
 $$;
 
 -- False while a transaction that suspends is under way.
@@ -413,6 +444,22 @@ begin
     perform pg_advisory_unlock(pgqueuetopia.lock_key('node', p_scope));
   end if;
 end
+$$;
+
+-- Remove the rows that came in behind jobs that run on: one row is enough for a queue that is ours.
+create function pgqueuetopia.tidy(p_scope text, p_running text[]) returns void
+language sql
+as $$
+  delete from pgqueuetopia.run_queue q
+  where q.id = any (array(
+    select r.id
+    from unnest(p_running) o (queue)
+    cross join lateral (
+      select r.id from pgqueuetopia.run_queue r
+      where r.scope = p_scope and r.queue = o.queue and not r.taken
+      offset 0
+    ) r
+  ))
 $$;
 
 -- Unlock every queue but these: after an error, for an advisory lock survives a rollback.
@@ -504,20 +551,29 @@ begin
       into suspended, v_some_queue_suspended;
       horizon := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
       v_now := clock_timestamp();
-      v_room := p_room - (select count(*) from unnest(p_slice_over) s (is_over) where not s.is_over);
+      -- Those that go on come first; what they leave of the room is for others; a queue whose slice is over
+      -- goes on only where that is not needed.
+      select c.* into claimed, again, v_let_go from pgqueuetopia.claim(
+        p_scope, p_node, p_ids, p_queues, p_after_at, p_after_id, p_slice_over, false, p_avoid, '{}',
+        busy, 0, suspended or held_up, v_some_queue_suspended, v_careful
+      ) c;
+      v_room := p_room - cardinality(claimed) - cardinality(again);
       if v_room > 0 and not suspended and not held_up then
         select a.queues, a.contended into v_acquired, v_contended from pgqueuetopia.acquire(
-          p_scope, p_running || p_queues, p_avoid, v_room, p_rescue, v_careful, v_now
+          p_scope, p_running || p_queues, p_avoid || v_let_go, v_room, p_rescue, v_careful, v_now
         ) a;
       end if;
-      if p_rescue and not v_careful then
-        delete from pgqueuetopia.run_queue q
-        where q.scope = p_scope and q.queue = any (p_running) and not q.taken;
+      if cardinality(v_acquired) > 0 or true = any (p_slice_over) then
+        select step.claimed || c.claimed, step.again || c.again, v_let_go || c.let_go
+        into claimed, again, v_let_go
+        from pgqueuetopia.claim(
+          p_scope, p_node, p_ids, p_queues, p_after_at, p_after_id, p_slice_over, true, p_avoid, v_acquired,
+          busy, v_room - cardinality(v_acquired), suspended or held_up, v_some_queue_suspended, v_careful
+        ) c;
       end if;
-      select c.claimed, c.again, c.let_go into claimed, again, v_let_go from pgqueuetopia.claim(
-        p_scope, p_node, p_ids, p_queues, p_after_at, p_after_id, p_slice_over, p_avoid, v_acquired,
-        busy, v_room - cardinality(v_acquired), suspended or held_up, v_some_queue_suspended, v_careful
-      ) c;
+      if p_rescue and not v_careful then
+        perform pgqueuetopia.tidy(p_scope, p_running);
+      end if;
       exit;
     exception when lock_not_available then
       -- Somebody's transaction holds a row that we want: do it again, around what is locked.
@@ -528,7 +584,7 @@ begin
       perform pgqueuetopia.keep_only(p_scope, p_running || p_queues);
     end;
   end loop;
-  if claimed is null and not suspended then
+  if cardinality(claimed) = 0 and not suspended then
     next_ready_in := pgqueuetopia.next_ready(p_scope, v_now);
     if v_contended then
       -- A due queue is locked by somebody who has not marked it yet, or is about to let it go.
@@ -541,7 +597,7 @@ begin
   -- Only now: whoever locks a queue that was let go must see what became of its jobs.
   perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
   from unnest(v_let_go) q (queue);
-  if claimed is null and not held_up then
+  if cardinality(claimed) = 0 and not held_up then
     perform pgqueuetopia.started(p_scope);
   end if;
 end

@@ -36,6 +36,9 @@ SERVER_SETTINGS = {
     "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    "enable_material": "off",
+    "enable_memoize": "off",
+    "enable_sort": "off",
     "jit": "off",
 }
 
@@ -163,14 +166,14 @@ class Session:
             self._starting,
         )
         claimed = [
-            rows.job_of(job, scope=self.scope, state="executing") for job in row["claimed"] or ()
+            rows.job_of(job, scope=self.scope, state="executing") for job in row["claimed"]
         ]
         self._starting = bool(claimed)
         return Stepped(
             claimed=claimed,
             saved=frozenset(row["saved"]),
             busy=frozenset(row["busy"]),
-            again=row["again"] or [],
+            again=row["again"],
             suspended=row["suspended"],
             held_up=row["held_up"],
             next_ready_in=row["next_ready_in"],

@@ -1,0 +1,106 @@
+"""One server for all workers, one migrated database for each, emptied before each test."""
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import anyio
+import asyncpg
+import pytest
+import structlog
+
+from pgqueuetopia.db import migrations
+from pgqueuetopia.embedded import Server, start
+
+SERVER_DSN = "PGQUEUETOPIA_TEST_SERVER"
+EMPTY = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and pid <> pg_backend_pid();
+truncate pgqueuetopia.jobs, pgqueuetopia.run_queue restart identity;
+delete from pgqueuetopia.job_configs;
+insert into pgqueuetopia.job_configs (scope, key, value) values ('*', 'suspended', 'false');
+"""
+
+pytest_plugins: list[str] = []
+_server: list[tuple[Server, Path]] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the server before the workers, which find it in their environment."""
+    if SERVER_DSN not in os.environ:
+        # Not under pytest's own folder: a server run as another user could not enter it.
+        directory = Path(tempfile.mkdtemp(prefix="pgqueuetopia-test-", dir="/tmp"))
+        server = start(directory / "server", durable=False)
+        _server.append((server, directory))
+        os.environ[SERVER_DSN] = server.dsn
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    for server, directory in _server:
+        server.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server_dsn() -> str:
+    """The server's database `postgres`, as superuser."""
+    return os.environ[SERVER_DSN]
+
+
+def in_database(dsn: str, name: str) -> str:
+    """The same server's DSN, for another database."""
+    return dsn.replace("/postgres?", f"/{name}?")
+
+
+async def execute(dsn: str, sql: str) -> None:
+    """Run SQL on a connection of its own."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(scope="session")
+def worker_dsn(server_dsn: str) -> Iterator[str]:
+    """A migrated database of this worker's."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    dsn = in_database(server_dsn, name)
+    anyio.run(execute, server_dsn, f"create database {name}")
+    anyio.run(migrations.up, dsn)
+    yield dsn
+    anyio.run(execute, server_dsn, f"drop database {name} with (force)")
+
+
+@pytest.fixture
+async def dsn(worker_dsn: str) -> str:
+    """A migrated database without a job."""
+    await execute(worker_dsn, EMPTY)
+    return worker_dsn
+
+
+@pytest.fixture
+async def fresh_dsn(server_dsn: str) -> AsyncIterator[str]:
+    """A database of the test's own, not migrated."""
+    name = f"fresh_{uuid.uuid4().hex[:12]}"
+    await execute(server_dsn, f"create database {name}")
+    yield in_database(server_dsn, name)
+    await execute(server_dsn, f"drop database {name} with (force)")
+
+
+@pytest.fixture
+async def connection(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A second connection to the test's database."""
+    connection = await asyncpg.connect(dsn)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture(autouse=True)
+def _plain_logs() -> Iterator[None]:
+    """What a test configures of structlog ends with it."""
+    yield
+    structlog.reset_defaults()
