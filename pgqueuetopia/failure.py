@@ -27,11 +27,13 @@ class FailurePolicy:
     on_exhausted: OnExhausted = "abandon"
 
     def settle(self, job: Job, failure: Failure, delay: timedelta) -> Settlement:
+        """What is written about a failed attempt; `delay` is the backoff."""
         if job.attempts < job.max_attempts:
             return Settlement.retried(failure, delay)
         return self.exhausted(failure)
 
     def exhausted(self, failure: Failure) -> Settlement:
+        """What is written when no attempt is left."""
         if self.on_exhausted == "block":
             return Settlement.blocked(failure)
         return Settlement.abandoned(failure)

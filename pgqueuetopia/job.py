@@ -68,7 +68,9 @@ class Job:
             "params": json.dumps(self.params),
             "error": last["error"],
         }
-        rows = "".join(f"<tr><th>{name}</th><td>{escape(str(fact))}</td></tr>" for name, fact in facts.items())
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{escape(str(fact))}</td></tr>" for name, fact in facts.items()
+        )
         return subject, f"<table>{rows}</table><pre>{escape(str(last.get('traceback', '')))}</pre>"
 
 
@@ -213,8 +215,7 @@ def json_faults(where: str, value: object, depth: int = 0) -> Iterator[str]:
         case str():
             yield from _text_faults(where, value)
         case float():
-            if not math.isfinite(value):
-                yield f"{where} is {value}, which JSON cannot hold"
+            yield from _float_faults(where, value)
         case _ if depth >= DEEPEST_PARAMS:
             yield f"{where[:40]}… is nested more than {DEEPEST_PARAMS} levels deep"
         case dict():
@@ -224,6 +225,11 @@ def json_faults(where: str, value: object, depth: int = 0) -> Iterator[str]:
                 yield from json_faults(f"{where}[{index}]", item, depth + 1)
         case _:
             yield f"{where} is a {type(value).__name__}, which is not JSON"
+
+
+def _float_faults(where: str, value: float) -> Iterator[str]:
+    if not math.isfinite(value):
+        yield f"{where} is {value}, which JSON cannot hold"
 
 
 def _object_faults(where: str, value: dict[Any, Any], depth: int) -> Iterator[str]:
@@ -240,5 +246,3 @@ def _text_faults(where: str, text: str) -> Iterator[str]:
         yield f"{where} contains a NUL character, which PostgreSQL cannot store"
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         yield f"{where} contains a lone surrogate, which is not valid text"
-
-

@@ -25,7 +25,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("command", nargs="?", default="up", choices=sorted(_COMMANDS))
     parser.add_argument("--to", type=int, help="the version to stop at (up: the newest; down: 0)")
     parser.add_argument(
-        "--dsn", help="the database; else $PGQUEUETOPIA_DSN, $DATABASE_URL, or libpq's PG* variables"
+        "--dsn",
+        help="the database; else $PGQUEUETOPIA_DSN, $DATABASE_URL, or libpq's PG* variables",
     )
     return parser
 

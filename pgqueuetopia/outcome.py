@@ -80,24 +80,30 @@ class Settlement:
 
     @classmethod
     def succeeded(cls, result: Any) -> "Settlement":
+        """It is done."""
         return cls("succeeded", result=result)
 
     @classmethod
     def retried(cls, failure: Failure, delay: timedelta) -> "Settlement":
+        """It failed, and is due again after the delay."""
         return cls(None, delay, failure=failure)
 
     @classmethod
     def abandoned(cls, failure: Failure) -> "Settlement":
+        """It failed for the last time, and its queue goes on."""
         return cls("abandoned", failure=failure)
 
     @classmethod
     def blocked(cls, failure: Failure) -> "Settlement":
+        """It failed for the last time, and its queue waits for an operator."""
         return cls(None, None, failure=failure)
 
     @classmethod
     def snoozed(cls, delay: timedelta) -> "Settlement":
+        """It was not run, by its own wish."""
         return cls(None, delay, attempt_spent=False)
 
     @classmethod
     def interrupted(cls) -> "Settlement":
+        """Its node stopped; it is due now."""
         return cls(None, timedelta(0), attempt_spent=False)

@@ -5,7 +5,6 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-
 from datetime import datetime, timedelta
 from typing import Any, Self
 
@@ -98,7 +97,14 @@ class Queuetopia:
         is wrong; NotMigrated, AccessDenied, DatabaseUnavailable.
         """
         job = NewJob(
-            queue, action, params if params is not None else {}, scheduled_at, timeout, max_backoff, max_attempts, priority
+            queue,
+            action,
+            params if params is not None else {},
+            scheduled_at,
+            timeout,
+            max_backoff,
+            max_attempts,
+            priority,
         )
         return await self.repo.create_job(self.scope, checked(job, self._refusal), conn)
 
@@ -172,7 +178,9 @@ class Queuetopia:
 
     def _new_node(self) -> Node:
         if self.performer is None:
-            raise Misconfigured(f"{type(self).__name__} needs a performer to run jobs: performer = MyPerformer()")
+            raise Misconfigured(
+                f"{type(self).__name__} needs a performer to run jobs: performer = MyPerformer()"
+            )
         return Node(
             f"{socket.gethostname()[:30]}-{os.getpid()}-{secrets.token_hex(2)}".replace(" ", "-"),
             self._plan(),
@@ -216,8 +224,12 @@ class Queuetopia:
         else:
             await self.configs.set(_suspension(queue), "true")
         if wait:
-            while await self.repo.executing(self.scope, queue):
-                await anyio.sleep(DRAINED_LOOK)
+            await self._drained(queue)
+
+    async def _drained(self, queue: str | None) -> None:
+        """Wait until nothing runs: the locks tell, and nobody rings for them."""
+        while await self.repo.executing(self.scope, queue):  # noqa: ASYNC110
+            await anyio.sleep(DRAINED_LOOK)
 
     async def resume(self, queue: str | None = None, *, local: bool = False) -> None:
         """Undo `suspend`: jobs start at once. A suspension by scope `*`, or by the other kind, stays."""
@@ -300,7 +312,9 @@ class Queuetopia:
         Its attempts are counted anew. Raises JobNotFound for a job that runs, or has never failed.
         """
         if not await self.repo.retry_jobs(self.scope, _id(job), None):
-            raise JobNotFound(f"Scope {self.scope!r} has no job {_id(job)} that waits for an attempt or has ended.")
+            raise JobNotFound(
+                f"Scope {self.scope!r} has no job {_id(job)} that waits for an attempt or has ended."
+            )
 
     async def retry_all(self, queue: str | None = None) -> int:
         """Have every job run now that waits for its next attempt; returns how many."""

@@ -24,8 +24,10 @@ class Config:
 
 
 class Configs:
-    """The configs of one scope. A row of scope `*` speaks to every scope, and a scope's own row wins over it,
-    except that suspension is the OR of both.
+    """The configs of one scope.
+
+    A row of scope `*` speaks to every scope, and a scope's own row wins over it, except that suspension is
+    the OR of both.
     """
 
     def __init__(
@@ -66,10 +68,10 @@ class Configs:
             raise ConfigNotFound(f"Scope {self._scope!r} has no config {key!r} of its own.")
 
     async def changes(self) -> AsyncIterator[Config]:
-        """The current configs first, then each one that changes, for ever; all again after a lost connection.
+        """The current configs first, then each that changes, for ever; all again after a lost connection.
 
-        Each open iterator has a connection of its own. While one is open, the instance's `settings` are kept in
-        step, as they are while a node runs.
+        Each open iterator has a connection of its own. While one is open the instance's `settings` are kept
+        in step, as they are while a node runs.
         """
         watch = Watch(self._repo, self._scope)
         known: dict[str, str] = {}
@@ -91,9 +93,7 @@ def merged(configs: Iterable[tuple[str, str, str]]) -> dict[str, str]:
     own: dict[str, str] = {}
     for scope, key, value in configs:
         (everybody if scope == EVERY_SCOPE else own)[key] = value
-    return {
-        key: _either(key, everybody.get(key), own.get(key)) for key in everybody.keys() | own.keys()
-    }
+    return {key: _either(key, everybody.get(key), own.get(key)) for key in everybody.keys() | own.keys()}
 
 
 def is_suspension(key: str) -> bool:
@@ -117,7 +117,7 @@ def _differences(before: dict[str, str], now: dict[str, str], known: dict[str, s
     return changed + [Config(key, None) for key in sorted(known.keys() - now.keys())]
 
 
-def _check(key: str, value: str, settings: type[Settings]) -> None:
+def _check(key: object, value: object, settings: type[Settings]) -> None:
     if not isinstance(key, str) or not 0 < len(key) <= LONGEST_KEY or "\0" in key:
         raise InvalidConfig(f"A config's key must be a string of 1 to {LONGEST_KEY} characters.")
     if not isinstance(value, str) or "\0" in value:

@@ -24,8 +24,8 @@ SERVER_DEADLINE = 15
 
 # A caller's own connection comes from a pool as a proxy.
 # The classes are generic for the type checker alone, hence the strings.
-Connection = Union["asyncpg.Connection[asyncpg.Record]", "PooledConnection"]  # noqa: UP007
-AnyConnection = Union[  # noqa: UP007
+Connection = Union["asyncpg.Connection[asyncpg.Record]", "PooledConnection"]
+AnyConnection = Union[
     "asyncpg.Connection[asyncpg.Record]", "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 ]
 
@@ -49,10 +49,11 @@ _NOT_MIGRATED = (
 )
 
 
-class PooledConnection(asyncpg.Connection):  # type: ignore[type-arg]  # asyncpg's class is not generic when it runs
-    """A connection of the pool: nothing is reset, for through a pooler it would be reset for somebody else."""
+class PooledConnection(asyncpg.Connection):
+    """A connection of the pool that resets nothing: a pooler would reset somebody else's session."""
 
     def get_reset_query(self) -> str:
+        """Nothing: what we send leaves nothing behind."""
         return ""
 
 
@@ -71,7 +72,12 @@ def translated() -> Iterator[None]:
     """Raise our own errors in place of the driver's, each saying what to do."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+    except (
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+        OSError,
+    ) as error:
         raise translation(error) from error
 
 
@@ -89,7 +95,10 @@ def translation(error: Exception) -> QueuetopiaError:
         case _ if isinstance(error, _NOT_MIGRATED):
             return NotMigrated(f"The database does not have what this version needs ({error}).")
         case _ if isinstance(error, _UNAVAILABLE):
-            return DatabaseUnavailable(f"The database cannot be reached: {error or type(error).__name__}")
+            return DatabaseUnavailable(
+                f"The database cannot be reached: {str(error) or type(error).__name__}. "
+                "Give Repo(dsn), or set $PGQUEUETOPIA_DSN."
+            )
         case _:
             return DatabaseRefused(f"{type(error).__name__}: {error}")
 

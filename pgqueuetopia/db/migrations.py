@@ -146,7 +146,7 @@ def _check(applied: Sequence[asyncpg.Record], known: dict[int, Migration]) -> No
         if row["version"] not in known:
             raise MigrationFailed(
                 f"The database has migration {row['version']} ({row['name']}), and this version of "
-                f"pgqueuetopia knows {newest} at most. Install the version that the database was migrated with."
+                f"pgqueuetopia knows {newest} at most. Install the version that migrated the database."
             )
         if row["checksum"] != known[row["version"]].checksum:
             raise MigrationFailed(

@@ -43,7 +43,7 @@ class Repo:
         self._max_size = max_size
         self._timeout = timeout
         self._statement_cache_size = statement_cache_size
-        self._pool: "asyncpg.Pool[asyncpg.Record] | None" = None
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = anyio.Lock()
 
     def __repr__(self) -> str:
@@ -108,13 +108,9 @@ class Repo:
         )
         return rows.created_job(scope, job, stored)
 
-    async def create_jobs(
-        self, scope: str, jobs: Sequence[JobRow], conn: AnyConnection | None
-    ) -> list[Job]:
+    async def create_jobs(self, scope: str, jobs: Sequence[JobRow], conn: AnyConnection | None) -> list[Job]:
         stored = await self._fetch("create_jobs", scope, *rows.columns_of(jobs), conn=conn)
-        return [
-            rows.created_job(scope, job, row) for job, row in zip(jobs, stored, strict=True)
-        ]
+        return [rows.created_job(scope, job, row) for job, row in zip(jobs, stored, strict=True)]
 
     async def get_job(self, scope: str, job_id: int) -> Job | None:
         found = await self._fetch("get_job", scope, job_id)

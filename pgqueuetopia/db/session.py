@@ -10,7 +10,13 @@ import anyio
 import asyncpg
 
 from pgqueuetopia.db import rows
-from pgqueuetopia.db.driver import CLIENT_DEADLINE, SERVER_DEADLINE, Connection, keep_alive, translated
+from pgqueuetopia.db.driver import (
+    CLIENT_DEADLINE,
+    SERVER_DEADLINE,
+    Connection,
+    keep_alive,
+    translated,
+)
 from pgqueuetopia.db.statements import SQL
 from pgqueuetopia.errors import DatabaseUnavailable, Misconfigured
 from pgqueuetopia.job import Job
@@ -47,9 +53,9 @@ SERVER_SETTINGS = {
 class Ended:
     """A held queue whose job has ended, to be settled and looked at again.
 
-    `job` is None where a held queue is only to be looked at. `after` is where the queue was, if the job is
-    done with: the scheduled_at and id of that job. `slice_since` is when its slice began, by the node's clock.
-    """
+    `job` is None where a held queue is only to be looked at. `after` is where the queue was, if the job
+    is done with: the scheduled_at and id of that job. `slice_since` is when the queue's slice began, by the
+    node's clock.
 
     queue: str
     job: Job | None = None
@@ -165,9 +171,7 @@ class Session:
             keep,
             self._starting,
         )
-        claimed = [
-            rows.job_of(job, scope=self.scope, state="executing") for job in row["claimed"]
-        ]
+        claimed = [rows.job_of(job, scope=self.scope, state="executing") for job in row["claimed"]]
         self._starting = bool(claimed)
         return Stepped(
             claimed=claimed,
@@ -203,7 +207,9 @@ class Session:
 
     async def configs(self) -> list[tuple[str, str, str]]:
         """The configs that speak to this scope, as (scope, key, value)."""
-        return [(row["scope"], row["key"], row["value"]) for row in await self._fetch("list_configs", self.scope)]
+        return [
+            (row["scope"], row["key"], row["value"]) for row in await self._fetch("list_configs", self.scope)
+        ]
 
     async def close(self) -> None:
         """Leave: the locks are free when this returns."""

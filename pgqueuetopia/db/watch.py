@@ -5,7 +5,13 @@ import random
 import anyio
 import asyncpg
 
-from pgqueuetopia.db.driver import CLIENT_DEADLINE, SERVER_DEADLINE, Connection, keep_alive, translated
+from pgqueuetopia.db.driver import (
+    CLIENT_DEADLINE,
+    SERVER_DEADLINE,
+    Connection,
+    keep_alive,
+    translated,
+)
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.session import CONFIGS_CHANNEL
 from pgqueuetopia.errors import DatabaseUnavailable

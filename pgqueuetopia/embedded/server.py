@@ -131,8 +131,7 @@ def _prepare(directory: Path) -> Path:
         entries = {path.name for path in home.iterdir()}
     except OSError as error:
         raise EmbeddedUnavailable(
-            f"{home} cannot be used ({error.strerror}): choose a directory of your own with "
-            "PGQUEUETOPIA_DATA"
+            f"{home} cannot be used ({error.strerror}): choose a directory of your own with PGQUEUETOPIA_DATA"
         ) from error
     if not entries <= OURS or (os.geteuid() != 0 and home.stat().st_uid != os.geteuid()):
         raise EmbeddedUnavailable(

@@ -15,6 +15,7 @@ class Bell:
         return self._rung.is_set()
 
     def ring(self) -> None:
+        """There is news."""
         self._rung.set()
 
     async def wait(self, timeout: float) -> None:

@@ -43,7 +43,12 @@ class Execution:
     """Runs jobs; each ends in one call of `on_end`, with what is to be written."""
 
     def __init__(
-        self, performer: Performer, policy: FailurePolicy, repo: Repo, concurrency: int, on_end: OnEnd
+        self,
+        performer: Performer,
+        policy: FailurePolicy,
+        repo: Repo,
+        concurrency: int,
+        on_end: OnEnd,
     ) -> None:
         self._performer = performer
         self._policy = policy

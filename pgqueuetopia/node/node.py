@@ -143,7 +143,7 @@ class Node:
             session,
             self._plan,
             self._bell,
-            start=lambda job: jobs.start_soon(self._execution.run, job, name=f"job {job.id}"),
+            start=partial(self._start, jobs),
             on_saved=partial(self._after_save, jobs),
             before_step=self._check,
         )
@@ -182,6 +182,9 @@ class Node:
             self._log.warning("outcomes_lost", jobs=len(ended), error=str(error))
         else:
             self._log.info("outcomes_saved_late", saved=len(saved), jobs=len(ended))
+
+    def _start(self, jobs: anyio.abc.TaskGroup, job: Job) -> None:
+        jobs.start_soon(self._execution.run, job, name=f"job {job.id}")
 
     def _end(self, job: Job, settlement: Settlement, result: str | None) -> None:
         assert self._scheduler is not None
