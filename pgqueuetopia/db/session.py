@@ -56,6 +56,7 @@ class Ended:
     `job` is None where a held queue is only to be looked at. `after` is where the queue was, if the job
     is done with: the scheduled_at and id of that job. `slice_since` is when the queue's slice began, by the
     node's clock.
+    """
 
     queue: str
     job: Job | None = None
