@@ -1,0 +1,107 @@
+import subprocess
+import sys
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+
+from pgqueuetopia import MigrationFailed, NotMigrated
+from pgqueuetopia.db import migrations
+from pgqueuetopia.migrate import main
+from tests.conftest import execute
+from tests.support import Recorder, an_app
+
+
+async def fetch(dsn: str, sql: str, *arguments: Any) -> list[asyncpg.Record]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetch(sql, *arguments)
+    finally:
+        await connection.close()
+
+
+async def test_up_applies_everything_once_and_down_leaves_nothing(fresh_dsn: str) -> None:
+    everything = [m.version for m in migrations.all_migrations()]
+    assert [m.version for m in await migrations.up(fresh_dsn)] == everything
+    assert await migrations.up(fresh_dsn) == []
+    assert [m.version for m in await migrations.down(fresh_dsn)] == everything[::-1]
+    assert await fetch(fresh_dsn, "select from pg_namespace where nspname = 'pgqueuetopia'") == []
+    assert [m.version for m in await migrations.up(fresh_dsn)] == everything
+
+
+async def test_every_migration_can_be_undone_and_done_again(fresh_dsn: str) -> None:
+    await migrations.up(fresh_dsn)
+    for migration in reversed(migrations.all_migrations()):
+        await migrations.down(fresh_dsn, to=migration.version - 1 or 1)
+        await migrations.up(fresh_dsn)
+    assert all(state.applied_at for state in await migrations.status(fresh_dsn))
+
+
+async def test_two_that_migrate_at_once_both_succeed(fresh_dsn: str) -> None:
+    applied: list[int] = []
+
+    async def migrate() -> None:
+        applied.append(len(await migrations.up(fresh_dsn)))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(migrate)
+    assert sorted(applied) == [0, 0, len(migrations.all_migrations())]
+
+
+async def test_a_changed_checksum_is_refused_and_nothing_changes(fresh_dsn: str) -> None:
+    await migrations.up(fresh_dsn, to=1)
+    await execute(fresh_dsn, "update pgqueuetopia.schema_migrations set checksum = 'other'")
+    with pytest.raises(MigrationFailed, match="applied with another text"):
+        await migrations.up(fresh_dsn)
+    assert [row["version"] for row in await fetch(fresh_dsn, migrations.APPLIED)] == [1]
+
+
+async def test_a_database_newer_than_the_code_is_refused(fresh_dsn: str) -> None:
+    await migrations.up(fresh_dsn)
+    await execute(fresh_dsn, "insert into pgqueuetopia.schema_migrations values (9999, 'future', 'x')")
+    with pytest.raises(MigrationFailed, match="Install the version that migrated the database"):
+        await migrations.up(fresh_dsn)
+
+
+async def test_the_sql_can_be_applied_by_other_means(fresh_dsn: str) -> None:
+    await execute(fresh_dsn, migrations.sql())
+    assert await migrations.up(fresh_dsn) == []
+
+
+@pytest.mark.slow
+def test_the_command_migrates_and_tells(fresh_dsn: str) -> None:
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "pgqueuetopia.migrate", *words, "--dsn", fresh_dsn],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert run("status").returncode == 1
+    assert "applied 0001 initial" in run().stdout
+    assert "nothing to do" in run("up").stdout
+    assert run("status").returncode == 0
+    assert "undone 0001 initial" in run("down").stdout
+    assert "create table pgqueuetopia.jobs" in run("sql").stdout
+
+
+def test_a_missing_privilege_is_a_clear_error(fresh_dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
+    anyio.run(execute, fresh_dsn, "create role nobody_much login")
+    try:
+        dsn = fresh_dsn.replace("postgres@", "nobody_much@")
+        assert main(["up", "--dsn", dsn]) == 1
+        assert "permission denied" in capsys.readouterr().err
+    finally:
+        anyio.run(execute, fresh_dsn, "drop role nobody_much")
+
+
+async def test_an_unmigrated_database_says_to_migrate(fresh_dsn: str) -> None:
+    async with an_app(fresh_dsn, Recorder()) as app:
+        with pytest.raises(NotMigrated, match=r"python -m pgqueuetopia\.migrate"):
+            await app.create_job("q", "a")
+        with pytest.raises(NotMigrated, match=r"python -m pgqueuetopia\.migrate"):
+            async with app.running():
+                pass

@@ -1,0 +1,175 @@
+"""Invariant 1 holds under any SQL that a person types."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+Connection = asyncpg.Connection  # for the annotations below, as strings
+
+STRANDED = Path(__file__).with_name("stranded.sql").read_text(encoding="utf-8")
+HEAD_WAITS = """
+update pgqueuetopia.jobs
+set claim = 1, attempts = 1, attempted_at = now(), next_attempt_at = now() + interval '1 hour'
+where id = (select min(id) from pgqueuetopia.jobs where queue = 'q');
+delete from pgqueuetopia.run_queue;
+insert into pgqueuetopia.run_queue (scope, queue, ready_at)
+values ('S', 'q', now() + interval '1 hour')
+"""
+TWO_JOBS = "insert into pgqueuetopia.jobs (scope, queue, action) values ('S', 'q', 'a'), ('S', 'q', 'b')"
+
+
+@pytest.fixture
+async def stranded(connection: "Connection[asyncpg.Record]") -> AsyncIterator[None]:
+    """After the test no queue may be stranded."""
+    yield
+    assert await connection.fetch(STRANDED) == []
+
+
+async def rows(connection: "Connection[asyncpg.Record]") -> int:
+    return int(await connection.fetchval("select count(*) from pgqueuetopia.run_queue"))
+
+
+@pytest.mark.usefixtures("stranded")
+async def test_an_insert_by_hand_is_enough(connection: "Connection[asyncpg.Record]") -> None:
+    await connection.execute(
+        "insert into pgqueuetopia.jobs (scope, queue, action, params) values ('S', 'q', 'a', '{}')"
+    )
+    assert await rows(connection) == 1
+
+
+@pytest.mark.usefixtures("stranded")
+async def test_a_bulk_insert_makes_one_row_for_each_queue(
+    connection: "Connection[asyncpg.Record]",
+) -> None:
+    await connection.execute(
+        "insert into pgqueuetopia.jobs (scope, queue, action)"
+        " select 'S', 'q' || i % 7, 'a' from generate_series(1, 1000) i"
+    )
+    assert await rows(connection) == 7
+
+
+@pytest.mark.usefixtures("stranded")
+async def test_copy_is_enough(connection: "Connection[asyncpg.Record]") -> None:
+    await connection.copy_records_to_table(
+        "jobs",
+        schema_name="pgqueuetopia",
+        columns=["scope", "queue", "action"],
+        records=[("S", f"q{n % 5}", "a") for n in range(100)],
+    )
+    assert await rows(connection) == 5
+
+
+@pytest.mark.usefixtures("stranded")
+async def test_a_job_scheduled_earlier_is_looked_at(connection: "Connection[asyncpg.Record]") -> None:
+    await connection.execute(
+        "insert into pgqueuetopia.jobs (scope, queue, action, scheduled_at)"
+        " values ('S', 'q', 'a', now() + interval '1 day')"
+    )
+    await connection.execute("update pgqueuetopia.jobs set scheduled_at = now()")
+
+
+@pytest.mark.usefixtures("stranded")
+async def test_a_head_scheduled_later_lets_the_next_one_be_looked_at(
+    connection: "Connection[asyncpg.Record]",
+) -> None:
+    await connection.execute(TWO_JOBS)
+    await connection.execute(HEAD_WAITS)
+    await connection.execute(
+        "update pgqueuetopia.jobs set scheduled_at = now() + interval '1 day', next_attempt_at = null"
+        " where action = 'a'"
+    )
+
+
+@pytest.mark.usefixtures("stranded")
+async def test_a_job_moved_to_another_queue_has_both_looked_at(
+    connection: "Connection[asyncpg.Record]",
+) -> None:
+    await connection.execute(TWO_JOBS)
+    await connection.execute(HEAD_WAITS)
+    await connection.execute("update pgqueuetopia.jobs set queue = 'other' where action = 'a'")
+    queues = await connection.fetch("select distinct queue from pgqueuetopia.run_queue order by 1")
+    assert [row["queue"] for row in queues] == ["other", "q"]
+
+
+@pytest.mark.usefixtures("stranded")
+async def test_a_deleted_head_lets_the_next_one_be_looked_at(
+    connection: "Connection[asyncpg.Record]",
+) -> None:
+    await connection.execute(TWO_JOBS)
+    await connection.execute(HEAD_WAITS)
+    await connection.execute("delete from pgqueuetopia.jobs where action = 'a'")
+
+
+@pytest.mark.usefixtures("stranded")
+async def test_a_waiting_head_ended_by_hand_lets_the_next_one_be_looked_at(
+    connection: "Connection[asyncpg.Record]",
+) -> None:
+    await connection.execute(TWO_JOBS)
+    await connection.execute(HEAD_WAITS)
+    await connection.execute(
+        "update pgqueuetopia.jobs set done_at = now(), outcome = 'cancelled' where action = 'a'"
+    )
+
+
+@pytest.mark.usefixtures("stranded")
+async def test_a_wait_cut_short_by_hand_is_looked_at(connection: "Connection[asyncpg.Record]") -> None:
+    await connection.execute(TWO_JOBS)
+    await connection.execute(HEAD_WAITS)
+    await connection.execute("update pgqueuetopia.jobs set next_attempt_at = now() where action = 'a'")
+
+
+@pytest.mark.usefixtures("stranded")
+async def test_a_finished_job_brought_back_is_looked_at(
+    connection: "Connection[asyncpg.Record]",
+) -> None:
+    await connection.execute(TWO_JOBS)
+    await connection.execute("update pgqueuetopia.jobs set done_at = now(), outcome = 'succeeded'")
+    await connection.execute("delete from pgqueuetopia.run_queue")
+    await connection.execute("update pgqueuetopia.jobs set done_at = null, outcome = null")
+
+
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [
+        ("params", "'[]'"),
+        ("timeout", "'-1 s'"),
+        ("max_backoff", "'-1 s'"),
+        ("max_attempts", "0"),
+        ("scheduled_at", "'infinity'"),
+        ("outcome", "'lost'"),
+        ("done_at", "now()"),
+    ],
+)
+async def test_the_database_has_the_same_rules(
+    connection: "Connection[asyncpg.Record]", columns: str, values: str
+) -> None:
+    with pytest.raises(asyncpg.CheckViolationError):
+        await connection.execute(
+            f"insert into pgqueuetopia.jobs (scope, queue, action, {columns})"
+            f" values ('S', 'q', 'a', {values})"
+        )
+
+
+@pytest.mark.parametrize("name", ["scope", "queue", "action"])
+@pytest.mark.parametrize("value", ["", "x" * 256])
+async def test_the_database_refuses_bad_names(
+    connection: "Connection[asyncpg.Record]", name: str, value: str
+) -> None:
+    names = {"scope": "S", "queue": "q", "action": "a"} | {name: value}
+    with pytest.raises(asyncpg.CheckViolationError):
+        await connection.execute(
+            "insert into pgqueuetopia.jobs (scope, queue, action) values ($1, $2, $3)", *names.values()
+        )
+
+
+async def test_every_trigger_function_pins_its_search_path(
+    connection: "Connection[asyncpg.Record]",
+) -> None:
+    loose = await connection.fetch(
+        "select p.proname from pg_proc p join pg_namespace n on n.oid = p.pronamespace"
+        " where n.nspname = 'pgqueuetopia' and (p.prosecdef or p.prorettype = 'trigger'::regtype)"
+        " and not coalesce(array_to_string(p.proconfig, ','), '') like '%search_path=pg_catalog, pg_temp%'"
+    )
+    assert loose == []
