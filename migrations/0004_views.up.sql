@@ -21,6 +21,7 @@ select
       and exists (
         select from held h where h.lock_key = pgqueuetopia.lock_key('queue', j.scope, j.queue)
       ) then 'executing'
+    when j.next_attempt_at = 'infinity' then 'blocked'
     when j.next_attempt_at > statement_timestamp() then 'retrying'
     when j.scheduled_at > statement_timestamp() then 'scheduled'
     when exists (

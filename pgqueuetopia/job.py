@@ -26,6 +26,7 @@ class Job:
 
     `attempts` counts the runs that were started, this one included; `claim` is a number that only ever
     grows: hand it to other stores as a fencing token. Times are aware datetimes of the database's clock.
+    `next_attempt_at` is None for a job that waits for an operator, too; its state is blocked then.
     `state` is one of executing, ready, scheduled, retrying, blocked, or the outcome of a job that has
     ended (succeeded, abandoned, cancelled, moved).
     """

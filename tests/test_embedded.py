@@ -65,9 +65,7 @@ def postmaster_pid(directory: Path) -> int | None:
 @contextmanager
 def user_process(directory: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     command = [sys.executable, "-c", USER, str(directory)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         yield process, process.stdout.readline().strip()
 
@@ -112,9 +110,7 @@ def test_a_started_server_listens_on_its_socket_only(
 ) -> None:
     monkeypatch.setenv("PGPORT", "1")
     with start(directory, durable=False) as server:
-        assert ask(server.dsn, "select current_user || '@' || current_database()") == (
-            "postgres@postgres"
-        )
+        assert ask(server.dsn, "select current_user || '@' || current_database()") == ("postgres@postgres")
         assert ask(server.dsn, "show listen_addresses") == ""
         assert ask(server.dsn, "show unix_socket_permissions") == "0700"
 
@@ -127,9 +123,7 @@ def test_options_go_before_the_defaults(directory: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("durable", "setting"), [(True, "on"), (False, "off")])
-def test_only_a_server_for_tests_gives_durability_away(
-    directory: Path, durable: bool, setting: str
-) -> None:
+def test_only_a_server_for_tests_gives_durability_away(directory: Path, durable: bool, setting: str) -> None:
     with start(directory, durable=durable) as server:
         names = ("fsync", "synchronous_commit", "full_page_writes")
         assert {ask(server.dsn, f"show {name}") for name in names} == {setting}
@@ -246,17 +240,13 @@ def test_a_machine_without_postgresql_is_told_what_to_install(
         start(parent / "server")
 
 
-def test_a_folder_without_the_programs_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_without_the_programs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGQUEUETOPIA_PG_BIN", str(tmp_path))
     with pytest.raises(EmbeddedUnavailable, match=f"PGQUEUETOPIA_PG_BIN={tmp_path}"):
         start(tmp_path / "server")
 
 
-def test_the_newest_supported_version_comes_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_newest_supported_version_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_postgresql(monkeypatch, tmp_path)
     for version in ("9.6.24", "16.14", "18.4", "broken"):
         install_programs(tmp_path / version / "bin", version)

@@ -19,9 +19,7 @@ def test_each_outcome_has_one_settlement() -> None:
     assert settle(JOB, Succeeded(5), policy, SECOND) == Settlement("succeeded", result=5)
     assert settle(JOB, Failed(FAILURE), policy, SECOND) == Settlement(None, SECOND, failure=FAILURE)
     assert settle(JOB, Snoozed(SECOND), policy, SECOND) == Settlement(None, SECOND, attempt_spent=False)
-    assert settle(JOB, Interrupted(), policy, SECOND) == Settlement(
-        None, timedelta(0), attempt_spent=False
-    )
+    assert settle(JOB, Interrupted(), policy, SECOND) == Settlement(None, timedelta(0), attempt_spent=False)
 
 
 def test_the_last_attempt_abandons_or_blocks() -> None:

@@ -31,7 +31,9 @@ def app(performer: Performer) -> Queuetopia:
 
 
 async def test_an_unknown_action_is_refused_and_the_known_ones_are_named() -> None:
-    with pytest.raises(InvalidJob, match="action 'send_male' is unknown; this performer has: ping, send_mail"):
+    with pytest.raises(
+        InvalidJob, match="action 'send_male' is unknown; this performer has: ping, send_mail"
+    ):
         await app(Mailer()).create_job("q", "send_male", {})
 
 

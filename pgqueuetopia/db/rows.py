@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -9,6 +10,8 @@ import asyncpg
 from pgqueuetopia.job import Job, JobRow
 from pgqueuetopia.outcome import Failure
 
+# PostgreSQL's infinity, as asyncpg gives it: a job that waits for an operator.
+NEVER = datetime.max.replace(tzinfo=UTC)
 LONGEST_MESSAGE = 2_000
 LONGEST_TRACEBACK = 8_000
 
@@ -20,6 +23,8 @@ def job_of(row: asyncpg.Record, **known: Any) -> Job:
     values["errors"] = tuple(loaded(values["errors"]))
     for name in ("progress", "result"):
         values[name] = loaded(values.get(name))
+    if values["next_attempt_at"] == NEVER:
+        values["next_attempt_at"] = None
     return Job(**values)
 
 

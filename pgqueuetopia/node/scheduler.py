@@ -56,9 +56,10 @@ class Scheduler:
 
     async def run(self) -> None:
         """Until this node leaves and all that it ran is written."""
-        while not (self.leaving and not self.running and not self.ended):
-            stepped = await self._step()
+        stepped = await self._step()
+        while self.running or self.ended or not self.leaving:
             await self._rest(stepped)
+            stepped = await self._step()
 
     def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
         """A job has ended: have it written, and its queue looked at."""

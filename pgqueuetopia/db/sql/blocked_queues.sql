@@ -3,7 +3,7 @@ select
   j.queue,
   j.id as head,
   j.attempts,
-  j.next_attempt_at,
+  nullif(j.next_attempt_at, 'infinity') as next_attempt_at,
   (j.errors -> 0 ->> 'at')::timestamptz as since,
   j.errors -> -1 ->> 'error' as why
 from pgqueuetopia.jobs j

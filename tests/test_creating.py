@@ -1,0 +1,148 @@
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from pgqueuetopia import DatabaseUnavailable, InvalidJob, Misconfigured, NewJob, Queuetopia, Repo
+from tests.support import an_app
+
+
+async def test_a_job_comes_back_as_it_was_stored(dsn: str) -> None:
+    async with an_app(dsn) as app:
+        job = await app.create_job(
+            "mails_1",
+            "send_mail",
+            {"to": "ä@b.c", "nested": {"list": [1, 2.5, None, True]}},
+            timeout=1.5,
+            max_backoff=timedelta(hours=1),
+            max_attempts=3,
+            priority=-2,
+        )
+        assert await app.get_job(job) == job
+    assert (job.scope, job.queue, job.action, job.state) == ("Test", "mails_1", "send_mail", "ready")
+    assert job.params == {"to": "ä@b.c", "nested": {"list": [1, 2.5, None, True]}}
+    assert (job.timeout, job.max_backoff) == (timedelta(seconds=1.5), timedelta(hours=1))
+    assert (job.max_attempts, job.priority, job.attempts, job.claim) == (3, -2, 0, 0)
+
+
+async def test_the_defaults_are_those_of_queuetopia(dsn: str) -> None:
+    async with an_app(dsn) as app:
+        job = await app.create_job("q", "a")
+    assert (job.timeout, job.max_backoff, job.max_attempts, job.params) == (
+        timedelta(seconds=60),
+        timedelta(days=1),
+        20,
+        {},
+    )
+
+
+async def test_scheduled_at_is_a_time_or_a_delay(dsn: str) -> None:
+    when = datetime.now(UTC) + timedelta(days=3)
+    async with an_app(dsn) as app:
+        at = await app.create_job("q", "a", scheduled_at=when)
+        delayed = await app.create_job("q", "a", scheduled_at=timedelta(hours=1))
+        assert at.scheduled_at == when
+        assert delayed.scheduled_at - delayed.inserted_at == timedelta(hours=1)
+        assert (await app.get_job(at)).state == "scheduled"
+
+
+async def test_a_job_in_a_transaction_that_is_rolled_back_never_existed(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with an_app(dsn) as app:
+        transaction = connection.transaction()
+        await transaction.start()
+        await app.create_job("q", "a", conn=connection)
+        await app.create_jobs([NewJob("q", "a")], conn=connection)
+        await transaction.rollback()
+        assert (await app.list_jobs()).total == 0
+
+
+async def test_a_job_in_a_transaction_that_commits_is_there(dsn: str) -> None:
+    async with (
+        an_app(dsn) as app,
+        asyncpg.create_pool(dsn, min_size=1, max_size=1) as pool,
+        pool.acquire() as connection,
+    ):
+        async with connection.transaction():
+            job = await app.create_job("q", "a", conn=connection)
+            assert (await app.list_jobs()).total == 0
+        assert [found.id for found in await app.list_jobs()] == [job.id]
+
+
+async def test_a_connection_with_a_codec_of_its_own_works(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    import json
+
+    await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+    async with an_app(dsn) as app:
+        job = await app.create_job("q", "a", {"x": 1}, conn=connection)
+        assert (await app.get_job(job)).params == {"x": 1}
+
+
+async def test_many_jobs_are_stored_in_the_order_given(dsn: str) -> None:
+    async with an_app(dsn) as app:
+        jobs = await app.create_jobs(
+            [{"queue": f"q{n % 3}", "action": "a", "params": {"n": n}} for n in range(2000)]
+        )
+        assert [job.params["n"] for job in jobs] == list(range(2000))
+        assert [job.id for job in jobs] == sorted(job.id for job in jobs)
+        assert (await app.list_jobs(limit=1)).total == 2000
+        assert await app.create_jobs([]) == []
+
+
+async def test_many_jobs_are_all_or_nothing_and_every_fault_is_named(dsn: str) -> None:
+    async with an_app(dsn) as app:
+        with pytest.raises(InvalidJob) as raised:
+            await app.create_jobs(
+                [NewJob("q", "a"), NewJob("", "a"), {"queue": "q", "action": "a", "colour": 1}]
+            )
+        assert raised.value.faults == (
+            "job 1: queue must not be empty",
+            "job 2: got an unexpected keyword argument 'colour'",
+        )
+        assert (await app.list_jobs()).total == 0
+
+
+async def test_what_the_database_refuses_is_an_error_of_ours(dsn: str) -> None:
+    async with an_app("postgresql://nobody@127.0.0.1:1/none") as app:
+        with pytest.raises(DatabaseUnavailable):
+            await app.create_job("q", "a")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"colour": 1}, "Unknown settings: colour"),
+        ({"scope": ""}, "scope must not be empty"),
+        ({"scope": "*"}, "stands for every scope"),
+        ({"concurrency": 0}, "concurrency must be at least 1"),
+        ({"poll_interval": -1}, "poll_interval must be at least"),
+        ({"on_exhausted": "explode"}, "on_exhausted must be one of abandon, block"),
+        ({"shutdown": "soon"}, "shutdown must be seconds or a timedelta"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(Misconfigured, match=message):
+        Queuetopia(repo=Repo("postgresql://nobody@127.0.0.1:1/none"), **options)
+
+
+def test_the_scope_is_the_name_of_the_class() -> None:
+    class MailQueuetopia(Queuetopia):
+        poll_interval = 5
+
+    assert MailQueuetopia().scope == "MailQueuetopia"
+    assert MailQueuetopia(scope="Other", poll_interval=1).poll_interval == 1
+
+
+async def test_running_needs_a_performer(dsn: str) -> None:
+    async with an_app(dsn) as app:
+        with pytest.raises(Misconfigured, match="needs a performer"):
+            async with app.running():
+                pass
+
+
+def test_a_repo_never_shows_its_password() -> None:
+    assert "secret" not in repr(Repo("postgresql://u:secret@h/d"))
