@@ -152,6 +152,7 @@ begin
       order by q.ready_at, q.id
       limit 10000
     loop
+      -- failpoint: scanned
       if r.held or r.queue = any (queues) then
         -- One row is enough for a queue that is ours: we look again before we let it go.
         if not r.taken then

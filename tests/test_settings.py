@@ -5,7 +5,7 @@ from pgqueuetopia import Misconfigured, Settings
 
 class MailSettings(Settings):
     rate: int = 10
-    names: list[str] = []
+    names: tuple[str, ...] = ()
     greeting: str = "hello"
 
 
@@ -13,7 +13,7 @@ def test_values_are_parsed_from_text() -> None:
     settings, faults = MailSettings().updated(
         {"rate": "20", "suspended": "yes", "names": '["a", "b"]', "greeting": "1", "other": "x"}
     )
-    assert settings == MailSettings(rate=20, suspended=True, names=["a", "b"], greeting="1")
+    assert settings == MailSettings(rate=20, suspended=True, names=("a", "b"), greeting="1")
     assert faults == {}
 
 

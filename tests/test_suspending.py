@@ -1,3 +1,5 @@
+from functools import partial
+
 import anyio
 import asyncpg
 import pytest
@@ -163,6 +165,10 @@ async def test_suspending_in_an_open_transaction_holds_claims_up_until_it_ends(
         await eventually(lambda: performer.performed)
 
 
+def has_grown(started: list[float], seen: int) -> bool:
+    return len(started) > seen or len(started) == 3000
+
+
 @pytest.mark.slow
 async def test_no_job_starts_after_a_suspension_has_committed(dsn: str) -> None:
     started: list[float] = []
@@ -181,5 +187,5 @@ async def test_no_job_starts_after_a_suspension_has_committed(dsn: str) -> None:
                 await app.status()
                 assert [at for at in started if at > paused_at] == []
                 await app.resume()
-                await eventually(lambda seen=seen: len(started) > seen or len(started) == 3000)
+                await eventually(partial(has_grown, started, seen))
             await eventually(lambda: len(started) == 3000)

@@ -1,0 +1,519 @@
+"""Races in a fixed order: two sessions, stopped between the statements of step()."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+
+from pgqueuetopia import Cancelled, DatabaseUnavailable, Job
+from pgqueuetopia.db.session import Ended, Session, Stepped, settlement_columns
+from pgqueuetopia.outcome import Settlement
+from tests.db import failpoints
+from tests.support import Recorder, an_app, eventually
+
+STRANDED = Path(__file__).with_name("stranded.sql").read_text(encoding="utf-8")
+STEP_FAILPOINTS = ["scanned", "locked", "persisted", "before look", "before commit", "committed"]
+
+
+@pytest.fixture
+async def racing_dsn(fresh_dsn: str) -> str:
+    """A database whose step() can be stopped."""
+    await failpoints.install(fresh_dsn)
+    return fresh_dsn
+
+
+@asynccontextmanager
+async def sessions(dsn: str, *nodes: str) -> AsyncIterator[list[Session]]:
+    """One session for each node."""
+    async with AsyncExitStack() as stack:
+        opened = []
+        for node in nodes:
+            session = await open_session(dsn, node)
+            stack.callback(session.abort)
+            opened.append(session)
+        yield opened
+
+
+async def open_session(dsn: str, node: str) -> Session:
+    return await Session.open(
+        dsn,
+        "Test",
+        node,
+        on_jobs=lambda: None,
+        on_config=lambda key: None,
+        on_lost=lambda: None,
+    )
+
+
+async def look(session: Session, *ended: Ended, room: int = 10, over: bool = False, **known: Any) -> Stepped:
+    """One step that settles what ended and claims up to `room` jobs, looking for the queues of the dead."""
+    return await session.step(
+        ended,
+        [over] * len(ended),
+        known.get("running", []),
+        [],
+        room,
+        rescue=known.get("rescue", True),
+        keep=True,
+    )
+
+
+def done(job: Job) -> Ended:
+    return Ended(job.queue, job, Settlement.succeeded(None), None, (job.scheduled_at, job.id))
+
+
+def ids(stepped: Stepped) -> list[int]:
+    return sorted(job.id for job in stepped.claimed)
+
+
+async def backend(connection: "asyncpg.Connection[asyncpg.Record]", node: str) -> int:
+    return int(
+        await connection.fetchval(
+            "select pid from pg_stat_activity where application_name = $1", f"pgqueuetopia {node}"
+        )
+    )
+
+
+async def kill(dsn: str, node: str) -> None:
+    """End a node's session as its death would, and wait until its locks are free."""
+    connection = await asyncpg.connect(dsn)
+    pid = await backend(connection, node)
+    await connection.execute(f"select pg_terminate_backend({pid})")
+    await eventually(lambda: is_gone(connection, pid))
+    await connection.close()
+
+
+async def is_gone(connection: "asyncpg.Connection[asyncpg.Record]", pid: int) -> bool:
+    return not await connection.fetch("select from pg_stat_activity where pid = $1", pid)
+
+
+async def test_a_job_that_another_node_has_just_finished_is_not_run_again(racing_dsn: str) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as [a, b]:
+        first, second = [await app.create_job("q", "a") for _ in range(2)]
+        [claimed] = (await look(a)).claimed
+        assert claimed.id == first.id
+        results: list[Stepped] = []
+
+        async def look_from_b() -> None:
+            results.append(await look(b))
+
+        async with (
+            failpoints.stopping(racing_dsn, "scanned", "b") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(look_from_b)
+            await stop.reached()
+            assert (await look(a, done(claimed), room=0, over=True)).claimed == []
+            await stop.release()
+        assert first.id not in ids(results[0])
+        assert ids(results[0]) or ids(await look(b)) == [second.id]
+
+
+async def test_nobody_claims_before_the_outcome_has_committed(racing_dsn: str) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as [a, b]:
+        first, second = [await app.create_job("q", "a") for _ in range(2)]
+        [claimed] = (await look(a)).claimed
+
+        async def finish() -> None:
+            await look(a, done(claimed), room=0, over=True)
+
+        async with (
+            failpoints.stopping(racing_dsn, "before commit", "a") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(finish)
+            await stop.reached()
+            assert ids(await look(b)) == []
+            await stop.release()
+        assert ids(await look(b)) == [second.id]
+        assert (await app.get_job(first)).state == "succeeded"
+
+
+async def test_a_queue_is_still_locked_between_commit_and_unlock(racing_dsn: str) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as [a, b]:
+        _, second = [await app.create_job("q", "a") for _ in range(2)]
+        [claimed] = (await look(a)).claimed
+
+        async def finish() -> None:
+            await look(a, done(claimed), room=0, over=True)
+
+        async with (
+            failpoints.stopping(racing_dsn, "committed", "a") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(finish)
+            await stop.reached()
+            contended = await look(b)
+            assert ids(contended) == []
+            assert contended.next_ready_in is not None
+            assert contended.next_ready_in <= 0.05
+            await stop.release()
+        assert ids(await look(b)) == [second.id]
+
+
+async def test_a_job_that_commits_between_look_and_commit_is_not_stranded(
+    racing_dsn: str,
+) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a") as [a]:
+        await app.create_job("q", "a")
+        [claimed] = (await look(a)).claimed
+        creator = await asyncpg.connect(racing_dsn)
+        transaction = creator.transaction()
+        await transaction.start()
+        late = await app.create_job("q", "a", conn=creator)
+
+        async def finish() -> None:
+            assert ids(await look(a, done(claimed))) == []
+
+        async with (
+            failpoints.stopping(racing_dsn, "before commit", "a") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(finish)
+            await stop.reached()
+            await transaction.commit()
+            await stop.release()
+        assert await creator.fetch(STRANDED) == []
+        await creator.close()
+        assert ids(await look(a)) == [late.id]
+
+
+async def test_a_job_that_commits_after_the_look_at_a_queue_that_goes_on_is_not_stranded(
+    racing_dsn: str,
+) -> None:
+    """The drained queue's new row must not be taken for a surplus one by the scan that follows."""
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a") as [a]:
+        await app.create_job("q", "a")
+        [claimed] = (await look(a)).claimed
+        other = await app.create_job("other", "a")
+
+        async def finish() -> None:
+            assert ids(await look(a, done(claimed))) == [other.id]
+
+        async with (
+            failpoints.stopping(racing_dsn, "scanned", "a") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(finish)
+            await stop.reached()
+            late = await app.create_job("q", "a")
+            await stop.release()
+        assert ids(await look(a, running=["other"])) == [late.id]
+
+
+@pytest.mark.parametrize("place", STEP_FAILPOINTS)
+async def test_a_node_that_dies_anywhere_in_a_step_loses_nothing(racing_dsn: str, place: str) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as [a, b]:
+        await app.create_jobs([{"queue": f"q{n % 3}", "action": "a"} for n in range(6)])
+        claimed = (await look(a, room=2)).claimed
+        assert len(claimed) == 2
+
+        async def die() -> None:
+            with pytest.raises(DatabaseUnavailable):
+                await look(a, *[done(job) for job in claimed], room=3, over=True)
+
+        async with (
+            failpoints.stopping(racing_dsn, place, "a") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(die)
+            await stop.reached()
+            await kill(racing_dsn, "a")
+        ran: list[int] = []
+        ended: list[Ended] = []
+        while not ran or ended:
+            stepped = await look(b, *ended)
+            ran += ids(stepped)
+            ended = [done(job) for job in stepped.claimed]
+        finished = {job.id for job in claimed} if place == "committed" else set()
+        assert sorted(ran) == sorted(set(range(1, 7)) - finished)
+        for queue in ("q0", "q1", "q2"):
+            in_queue = [job.id for job in await app.list_jobs(queue=queue)]
+            assert [n for n in ran if n in in_queue] == [n for n in in_queue if n in ran]
+        assert (await app.list_jobs(state="succeeded")).total == 6
+
+
+async def test_nothing_overtakes_a_job_whose_node_died(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        first = await app.create_job("q", "a")
+        assert ids(await look(a)) == [first.id]
+        await kill(dsn, "a")
+        earlier = await app.create_job("q", "a", scheduled_at=timedelta(hours=-1))
+        [again] = (await look(b)).claimed
+        assert (again.id, again.attempts, again.claim) == (first.id, 2, 2)
+        assert ids(await look(b, done(again))) == [earlier.id]
+
+
+async def test_a_row_left_by_a_dead_node_is_taken_only_by_a_rescue(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [_, b]:
+        async with sessions(dsn, "c") as [c]:
+            job = await app.create_job("q", "a")
+            assert ids(await look(c)) == [job.id]
+            assert ids(await look(b)) == [], "c holds it"
+            await kill(dsn, "c")
+        assert ids(await look(b, rescue=False)) == []
+        assert ids(await look(b)) == [job.id]
+
+
+async def test_a_late_outcome_is_fenced_by_the_claim(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        await app.create_job("q", "a")
+        [late] = (await look(a)).claimed
+        await kill(dsn, "a")
+        [again] = (await look(b)).claimed
+        columns = settlement_columns([done(late)], "a")
+        assert await app.repo.persist("Test", columns, keep=True) == []
+        assert (await app.get_job(late)).state == "executing"
+        assert (await look(b, done(again))).saved == {again.id}
+
+
+async def test_a_late_outcome_that_nobody_else_claimed_is_saved(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        await app.create_job("q", "a")
+        [late] = (await look(a)).claimed
+        await kill(dsn, "a")
+        assert await app.repo.persist("Test", settlement_columns([done(late)], "a"), keep=True) == [late.id]
+        assert (await app.get_job(late)).state == "succeeded"
+
+
+async def test_a_second_row_of_a_held_queue_is_surplus(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        first = await app.create_job("q", "a")
+        assert ids(await look(a)) == [first.id]
+        for _ in range(3):
+            await app.create_job("q", "a")
+        assert ids(await look(a, running=["q"], rescue=False)) == []
+        assert await connection.fetchval("select count(*) from pgqueuetopia.run_queue") == 1
+
+
+async def test_rows_behind_a_running_job_are_tidied_even_by_a_node_that_is_full(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        await app.create_job("q", "a")
+        assert len((await look(a)).claimed) == 1
+        for _ in range(3):
+            await app.create_job("q", "a")
+        await look(a, running=["q"], room=0)
+        assert await connection.fetchval("select count(*) from pgqueuetopia.run_queue") == 1
+
+
+async def test_a_head_row_that_somebody_has_locked_holds_up_its_queue_alone(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    performer = Recorder()
+    async with an_app(dsn, performer) as app:
+        held = await app.create_job("held", "a")
+        behind = await app.create_job("held", "a")
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("select from pgqueuetopia.jobs where id = $1 for update", held.id)
+        async with app.running():
+            others = await app.create_jobs([{"queue": f"q{n}", "action": "a"} for n in range(20)])
+            await eventually(lambda: len(performer.performed) == len(others))
+            assert held.id not in performer.ids
+            assert behind.id not in performer.ids
+            await transaction.rollback()
+            await eventually(lambda: behind.id in performer.ids)
+    assert [job.id for job in performer.performed if job.queue == "held"] == [held.id, behind.id]
+
+
+async def test_an_outcome_whose_row_somebody_has_locked_is_saved_later(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    gate = anyio.Event()
+    performer = Recorder(lambda job: gate.wait() if job.queue == "held" else None)
+    async with an_app(dsn, performer) as app, app.running():
+        held = await app.create_job("held", "a")
+        behind = await app.create_job("held", "a")
+        await eventually(lambda: performer.performed)
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("select from pgqueuetopia.jobs where id = $1 for update", held.id)
+        gate.set()
+        for n in range(5):
+            await app.create_job(f"q{n}", "a")
+        await eventually(lambda: len(performer.performed) == 6)
+        assert performer.ids.count(held.id) == 1
+        assert behind.id not in performer.ids
+        await transaction.rollback()
+        await eventually(lambda: behind.id in performer.ids)
+        assert (await app.get_job(held)).attempts == 1
+    assert performer.ids.count(held.id) == 1
+
+
+async def test_a_suspension_waits_for_the_jobs_that_are_being_started(racing_dsn: str) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a") as [a]:
+        await app.create_job("q", "a")
+        await app.create_job("q2", "a")
+        steps: list[Stepped] = []
+        suspended = anyio.Event()
+
+        async def claim() -> None:
+            steps.append(await look(a, room=1))
+
+        async def suspend() -> None:
+            await app.suspend()
+            suspended.set()
+
+        async with (
+            failpoints.stopping(racing_dsn, "before look", "a") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(claim)
+            await stop.reached()
+            tasks.start_soon(suspend)
+            await eventually(lambda: is_waiting_for_starts(racing_dsn))
+            await stop.release()
+            await eventually(lambda: steps)
+            assert not suspended.is_set(), "what was claimed has not been started yet"
+            await a.started()
+            await suspended.wait()
+        assert len(steps[0].claimed) == 1
+        after = await look(a, running=[steps[0].claimed[0].queue])
+        assert (after.claimed, after.suspended) == ([], True)
+
+
+async def is_waiting_for_starts(dsn: str) -> bool:
+    connection = await asyncpg.connect(dsn)
+    found = await connection.fetch(
+        "select from pg_locks where locktype = 'advisory' and objsubid = 1 and not granted"
+    )
+    await connection.close()
+    return bool(found)
+
+
+async def test_a_job_that_was_inserted_before_the_node_slept_is_found_when_it_commits(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """It tested for sleepers, found none, and so it does not notify."""
+    performer = Recorder()
+    async with an_app(dsn, performer) as app:
+        transaction = connection.transaction()
+        await transaction.start()
+        await app.create_job("q", "a", conn=connection)
+        async with app.running():
+            await eventually(lambda: is_asleep(dsn))
+            assert performer.performed == []
+            await transaction.commit()
+            await eventually(lambda: performer.performed, within=5)
+
+
+async def is_asleep(dsn: str) -> bool:
+    connection = await asyncpg.connect(dsn)
+    found = await connection.fetchval(
+        "select count(*) from pg_locks where locktype = 'advisory' and mode = 'ShareLock'"
+        " and (classid::bigint << 32) | objid::bigint = pgqueuetopia.lock_key('sleeping', 'Test')"
+    )
+    await connection.close()
+    return bool(found)
+
+
+async def test_creators_notify_only_while_somebody_sleeps(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    heard: list[object] = []
+
+    def hear(*notified: object) -> None:
+        heard.append(notified)
+
+    await connection.add_listener("pgqueuetopia_jobs", hear)
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        await connection.execute("select 1")
+        heard.clear()
+        await app.create_job("q", "a")
+        await connection.execute("select 1")
+        assert heard == []
+        await a.fall_asleep()
+        await app.create_job("q", "a")
+        await eventually(lambda: heard)
+        await a.wake_up()
+        heard.clear()
+        await app.create_job("q", "a")
+        await connection.execute("select 1")
+        assert heard == []
+    await connection.remove_listener("pgqueuetopia_jobs", hear)
+
+
+async def test_who_commits_after_the_horizon_was_noted_has_seen_the_sleeper(racing_dsn: str) -> None:
+    """The lock comes first: a creator that the horizon does not wait for must notify."""
+    heard: list[object] = []
+    listener = await asyncpg.connect(racing_dsn)
+    await listener.add_listener("pgqueuetopia_jobs", lambda *notified: heard.append(notified))
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a") as [a]:
+        await eventually(lambda: heard)
+        heard.clear()
+
+        async def sleep() -> None:
+            await a.fall_asleep()
+
+        async with (
+            failpoints.stopping(racing_dsn, "asleep", "a") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(sleep)
+            await stop.reached()
+            await app.create_job("q", "a")
+            await eventually(lambda: heard)
+            await stop.release()
+    await listener.close()
+
+
+async def test_a_job_that_is_being_cancelled_is_not_claimed(racing_dsn: str) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a") as [a]:
+        job = await app.create_job("q", "a")
+        results: list[Cancelled] = []
+
+        async def cancel() -> None:
+            canceller = await asyncpg.connect(
+                racing_dsn, server_settings={"application_name": "pgqueuetopia canceller"}
+            )
+            answer = await canceller.fetchval("select pgqueuetopia.end_job('Test', $1, 'cancelled')", job.id)
+            results.append(Cancelled(answer))
+            await canceller.close()
+
+        async with (
+            failpoints.stopping(racing_dsn, "queue tried", "canceller") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(cancel)
+            await stop.reached()
+            assert (await look(a)).claimed == []
+            await stop.release()
+        assert results == [Cancelled.OK]
+        assert (await look(a)).claimed == []
+
+
+async def test_a_job_that_is_being_claimed_is_not_cancelled(racing_dsn: str) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a") as [a]:
+        job = await app.create_job("q", "a")
+        results: list[Cancelled] = []
+
+        async def cancel() -> None:
+            results.append(await app.cancel(job))
+
+        async def claim() -> None:
+            await look(a)
+
+        async with (
+            failpoints.stopping(racing_dsn, "before commit", "a") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(claim)
+            await stop.reached()
+            tasks.start_soon(cancel)
+            await anyio.wait_all_tasks_blocked()
+            assert results == []
+            await stop.release()
+        assert results == [Cancelled.IN_PROGRESS]
+
+
+def test_every_failpoint_is_used() -> None:
+    assert sorted(set(failpoints.names())) == sorted([*STEP_FAILPOINTS, "queue tried", "asleep"])

@@ -1,0 +1,70 @@
+"""Every statement is prepared against a migrated database, and step() reads no more than it needs."""
+
+import asyncpg
+import pytest
+
+from pgqueuetopia.db.session import SERVER_SETTINGS
+from pgqueuetopia.db.statements import SQL
+
+
+@pytest.mark.parametrize("name", sorted(SQL))
+async def test_every_statement_is_valid(connection: "asyncpg.Connection[asyncpg.Record]", name: str) -> None:
+    assert SQL[name].startswith("-- "), "a sentence stands above it"
+    await connection.prepare(SQL[name])
+
+
+ROWS = """
+insert into pgqueuetopia.jobs (scope, queue, action)
+select 'Test', 'q' || i % 1000, 'a' from generate_series(1, 20000) i
+"""
+READ = """
+select
+  (select sum(seq_scan) from pg_stat_user_tables where relname in ('jobs', 'run_queue')),
+  (select sum(idx_tup_read) from pg_stat_user_indexes where schemaname = 'pgqueuetopia')
+"""
+
+
+@pytest.mark.parametrize("analysed", [False, True])
+async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", analysed: bool
+) -> None:
+    """Plans made for empty tables stay good for large ones, and the other way round."""
+    node = await asyncpg.connect(dsn, server_settings=SERVER_SETTINGS)
+    nothing: list[list[object]] = [[] for _ in range(11)]
+    # The first calls make the plans, while the tables are empty.
+    for _ in range(2):
+        await node.fetch(SQL["step"], "Test", "n", *nothing, [], [], 50, True, True, False)
+    await connection.execute(ROWS)
+    if analysed:
+        await connection.execute("analyze pgqueuetopia.jobs, pgqueuetopia.run_queue")
+    before = await read(node)
+    claimed = (await node.fetch(SQL["step"], "Test", "n", *nothing, [], [], 50, True, True, False))[0][0]
+    assert len(claimed) == 50
+    for ended in (False, True):
+        settled = [
+            [job["id"] for job in claimed],
+            [job["claim"] for job in claimed],
+            ["succeeded"] * 50,
+            [None] * 50,
+            [True] * 50,
+            [None] * 50,
+            [None] * 50,
+            [job["queue"] for job in claimed],
+            [job["scheduled_at"] for job in claimed],
+            [job["id"] for job in claimed],
+            [ended] * 50,
+        ]
+        answer = await node.fetch(SQL["step"], "Test", "n", *settled, [], [], 50, False, True, True)
+        claimed = answer[0][0]
+        assert len(claimed) == 50
+    after = await read(node)
+    await node.close()
+    assert after[0] - before[0] == 0, "no sequential scan"
+    assert after[1] - before[1] < 150 * 40, "index entries read for 150 jobs; one scan of a table is 20,000"
+
+
+async def read(node: "asyncpg.Connection[asyncpg.Record]") -> tuple[int, int]:
+    """Sequential scans, and index entries read, as they are after this session's last statement."""
+    await node.fetch("select pg_stat_force_next_flush()")
+    [row] = await node.fetch(READ)
+    return int(row[0]), int(row[1])
