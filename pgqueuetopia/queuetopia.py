@@ -16,22 +16,22 @@ from pgqueuetopia import options
 from pgqueuetopia.db.configs import Configs, merged
 from pgqueuetopia.db.driver import AnyConnection
 from pgqueuetopia.db.repo import Repo
-from pgqueuetopia.errors import InvalidJob, JobNotFound, Misconfigured
+from pgqueuetopia.errors import InvalidJob, Misconfigured
 from pgqueuetopia.failure import FailurePolicy, OnExhausted
-from pgqueuetopia.job import Job, NewJob, Page, Seconds, as_timedelta, checked
+from pgqueuetopia.job import Job, NewJob, Seconds, as_timedelta, checked
 from pgqueuetopia.node.leaving import until_told_to_stop
 from pgqueuetopia.node.node import Node
 from pgqueuetopia.node.plan import Pause, Plan
+from pgqueuetopia.operations import Operations
 from pgqueuetopia.performer import Performer
 from pgqueuetopia.settings import Settings
-from pgqueuetopia.status import BlockedQueue, Cancelled, Status
 
 log = structlog.get_logger("pgqueuetopia")
 
 DRAINED_LOOK = 0.05
 
 
-class Queuetopia:
+class Queuetopia(Operations):
     """Subclass it with a `repo` and a `performer`; the class's name is its scope on the database.
 
     Every setting can be a class attribute or an argument of the constructor: `repo`, `performer`, `scope`,
@@ -39,9 +39,7 @@ class Queuetopia:
     Misconfigured for a setting that is unknown or cannot work.
     """
 
-    repo: Repo
     performer: Performer | None = None
-    scope: str
     settings: Settings = Settings()
 
     poll_interval: Seconds = 60
@@ -255,71 +253,6 @@ class Queuetopia:
         for key, fault in faults.items():
             self._log.warning("config_refused", key=key, error=fault)
 
-    # Operating
-
-    async def status(self, queue: str | None = None) -> Status:
-        """The pending jobs of this scope, or of one queue, counted by state; suspension; the nodes."""
-        counts = await self.repo.status(self.scope, queue)
-        return Status(
-            scope=self.scope,
-            queue=queue,
-            suspended=await self.repo.suspended(self.scope, queue),
-            nodes=tuple(await self.repo.nodes(self.scope)),
-            **counts,
-        )
-
-    async def blocked_queues(self, *, limit: int = 100) -> list[BlockedQueue]:
-        """The queues whose head has failed and waits, those blocked longest first."""
-        return [BlockedQueue(**row) for row in await self.repo.blocked_queues(self.scope, limit)]
-
-    async def get_job(self, job: Job | int) -> Job:
-        """A job as it is now. Raises JobNotFound."""
-        found = await self.repo.get_job(self.scope, _id(job))
-        if found is None:
-            raise JobNotFound(f"Scope {self.scope!r} has no job {_id(job)}.")
-        return found
-
-    async def list_jobs(
-        self,
-        *,
-        queue: str | None = None,
-        action: str | None = None,
-        state: str | None = None,
-        search: str | None = None,
-        limit: int = 100,
-        after: int = 0,
-    ) -> Page:
-        """A page of this scope's jobs in the order of creation; `after` is the `next` of the page before.
-
-        `state` is a Job's state; `search` finds text in queue, action and params (case counts).
-        """
-        filters = (queue, action, state, search or None)
-        jobs = await self.repo.list_jobs(self.scope, *filters, after=after, limit=limit + 1)
-        total = await self.repo.count_jobs(self.scope, *filters)
-        return Page(jobs[:limit], total, jobs[limit - 1].id if len(jobs) > limit else None)
-
-    async def cancel(self, job: Job | int) -> Cancelled:
-        """End a job that has not ended and does not run: OK, IN_PROGRESS or NOT_FOUND."""
-        return Cancelled(await self.repo.end_job(self.scope, _id(job), "cancelled"))
-
-    async def abandon(self, job: Job | int) -> Cancelled:
-        """Give a job up: its queue goes on with the next. OK, IN_PROGRESS or NOT_FOUND."""
-        return Cancelled(await self.repo.end_job(self.scope, _id(job), "abandoned"))
-
-    async def retry(self, job: Job | int) -> None:
-        """Have a job run now that waits for its next attempt, or run one again that has ended.
-
-        Its attempts are counted anew. Raises JobNotFound for a job that runs, or has never failed.
-        """
-        if not await self.repo.retry_jobs(self.scope, _id(job), None):
-            raise JobNotFound(
-                f"Scope {self.scope!r} has no job {_id(job)} that waits for an attempt or has ended."
-            )
-
-    async def retry_all(self, queue: str | None = None) -> int:
-        """Have every job run now that waits for its next attempt; returns how many."""
-        return await self.repo.retry_jobs(self.scope, None, queue)
-
 
 def _new_job(given: NewJob | Mapping[str, Any]) -> NewJob:
     if isinstance(given, NewJob):
@@ -332,7 +265,3 @@ def _new_job(given: NewJob | Mapping[str, Any]) -> NewJob:
 
 def _suspension(queue: str | None) -> str:
     return "suspended" if queue is None else f"{queue}_suspended"
-
-
-def _id(job: Job | int) -> int:
-    return job.id if isinstance(job, Job) else job
