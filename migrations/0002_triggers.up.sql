@@ -163,3 +163,8 @@ $$;
 create trigger job_configs_changed
 after insert or update or delete on pgqueuetopia.job_configs
 for each row execute function pgqueuetopia.job_configs_changed();
+
+-- On a table of one's own, with types and casts of one's own, they would run that as their owner.
+revoke execute on function
+  pgqueuetopia.jobs_inserted(), pgqueuetopia.jobs_changed(), pgqueuetopia.job_configs_changed()
+from public;

@@ -230,7 +230,10 @@ begin
           and o.next_attempt_at is null
         offset 0
       ) o
-    ));
+    ))
+    -- Once more, for the row may have changed while we waited for it: its node writes late, by the pool.
+    and j.outcome is null
+    and j.next_attempt_at is null;
   end if;
   perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
   from unnest(p_queues) q (queue)
@@ -559,6 +562,7 @@ begin
         busy, 0, suspended or held_up, v_some_queue_suspended, v_careful
       ) c;
       v_room := p_room - cardinality(claimed) - cardinality(again);
+      -- failpoint: before acquire
       if v_room > 0 and not suspended and not held_up then
         select a.queues, a.contended into v_acquired, v_contended from pgqueuetopia.acquire(
           p_scope, p_running || p_queues, p_avoid || v_let_go, v_room, p_rescue, v_careful, v_now

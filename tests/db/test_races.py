@@ -12,12 +12,20 @@ import pytest
 
 from pgqueuetopia import Cancelled, DatabaseUnavailable, Job
 from pgqueuetopia.db.session import Ended, Session, Stepped, settlement_columns
-from pgqueuetopia.outcome import Settlement
+from pgqueuetopia.outcome import Failure, Settlement
 from tests.db import failpoints
 from tests.support import Recorder, an_app, eventually
 
 STRANDED = Path(__file__).with_name("stranded.sql").read_text(encoding="utf-8")
-STEP_FAILPOINTS = ["scanned", "locked", "persisted", "before look", "before commit", "committed"]
+STEP_FAILPOINTS = [
+    "scanned",
+    "locked",
+    "persisted",
+    "before look",
+    "before acquire",
+    "before commit",
+    "committed",
+]
 
 
 @pytest.fixture
@@ -110,28 +118,62 @@ async def test_a_job_that_another_node_has_just_finished_is_not_run_again(racing
             await stop.reached()
             assert (await look(a, done(claimed), room=0, over=True)).claimed == []
             await stop.release()
-        assert first.id not in ids(results[0])
-        assert ids(results[0]) or ids(await look(b)) == [second.id]
+        assert ids(results[0]) == [], "the row by which it came to the queue is gone"
+        assert ids(await look(b)) == [second.id]
+        await app.create_job("q", "a")
+        await look(b, running=["q"], rescue=False)
+        await kill(racing_dsn, "b")
+        assert await stranded(racing_dsn) == []
+
+
+async def stranded(dsn: str) -> list[asyncpg.Record]:
+    connection = await asyncpg.connect(dsn)
+    found = await connection.fetch(STRANDED)
+    await connection.close()
+    return found
 
 
 async def test_nobody_claims_before_the_outcome_has_committed(racing_dsn: str) -> None:
     async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as [a, b]:
-        first, second = [await app.create_job("q", "a") for _ in range(2)]
+        failing = await app.create_job("q", "a")
         [claimed] = (await look(a)).claimed
+        results: list[Stepped] = []
 
-        async def finish() -> None:
-            await look(a, done(claimed), room=0, over=True)
+        async def fail() -> None:
+            await look(a, retried(claimed, timedelta(hours=1)))
+
+        async def look_from_b() -> None:
+            results.append(await look(b))
 
         async with (
             failpoints.stopping(racing_dsn, "before commit", "a") as stop,
             anyio.create_task_group() as tasks,
         ):
-            tasks.start_soon(finish)
+            tasks.start_soon(fail)
             await stop.reached()
-            assert ids(await look(b)) == []
+            await app.create_job("q", "a")
+            assert await is_locked(racing_dsn, "q")
+            tasks.start_soon(look_from_b)
+            await eventually(lambda: results)
             await stop.release()
-        assert ids(await look(b)) == [second.id]
-        assert (await app.get_job(first)).state == "succeeded"
+        assert ids(results[0]) == [], "the job that failed waits for an hour"
+        assert ids(await look(b)) == []
+        assert (await app.get_job(failing)).state == "retrying"
+
+
+def retried(job: Job, delay: timedelta) -> Ended:
+    return Ended(job.queue, job, Settlement.retried(Failure("no"), delay))
+
+
+async def is_locked(dsn: str, queue: str) -> bool:
+    connection = await asyncpg.connect(dsn)
+    found = await connection.fetch(
+        "select from pg_locks where locktype = 'advisory' and granted and mode = 'ExclusiveLock'"
+        " and (classid::bigint << 32) | objid::bigint = pgqueuetopia.lock_key('queue', 'Test', $1)",
+        queue,
+    )
+    await connection.close()
+    return bool(found)
 
 
 async def test_a_queue_is_still_locked_between_commit_and_unlock(racing_dsn: str) -> None:
@@ -191,18 +233,23 @@ async def test_a_job_that_commits_after_the_look_at_a_queue_that_goes_on_is_not_
         await app.create_job("q", "a")
         [claimed] = (await look(a)).claimed
         other = await app.create_job("other", "a")
+        creator = await asyncpg.connect(racing_dsn)
+        transaction = creator.transaction()
+        await transaction.start()
+        late = await app.create_job("q", "a", conn=creator)
 
         async def finish() -> None:
             assert ids(await look(a, done(claimed))) == [other.id]
 
         async with (
-            failpoints.stopping(racing_dsn, "scanned", "a") as stop,
+            failpoints.stopping(racing_dsn, "before acquire", "a") as stop,
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(finish)
             await stop.reached()
-            late = await app.create_job("q", "a")
+            await transaction.commit()
             await stop.release()
+        await creator.close()
         assert ids(await look(a, running=["other"])) == [late.id]
 
 
