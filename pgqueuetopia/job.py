@@ -16,6 +16,7 @@ LONGEST_NAME = 255
 DEEPEST_PARAMS = 200
 LONGEST_DELAY = timedelta(days=365_000)
 LARGEST_INTEGER = 2**31 - 1
+LARGEST_INTEGER_BITS = 10_000
 
 Seconds = float | timedelta
 
@@ -138,6 +139,11 @@ def checked(job: NewJob, refusal: Callable[[str, object], list[str]] = lambda *_
     )
 
 
+def as_delay(value: Seconds) -> timedelta:
+    """Seconds or a timedelta, as a timedelta that the database can add to a time; never negative."""
+    return min(max(as_timedelta(value), timedelta(0)), LONGEST_DELAY)
+
+
 def as_timedelta(value: Seconds) -> timedelta:
     """Seconds or a timedelta, as a timedelta."""
     return value if isinstance(value, timedelta) else timedelta(seconds=value)
@@ -211,12 +217,12 @@ def _params_faults(params: object) -> Iterator[str]:
 def json_faults(where: str, value: object, depth: int = 0) -> Iterator[str]:
     """Everything in `value` that JSON, or PostgreSQL's jsonb, cannot hold, with the place it is at."""
     match value:
-        case None | bool() | int():
+        case None | bool():
             return
+        case int() | float():
+            yield from _number_faults(where, value)
         case str():
             yield from _text_faults(where, value)
-        case float():
-            yield from _float_faults(where, value)
         case _ if depth >= DEEPEST_PARAMS:
             yield f"{where[:40]}… is nested more than {DEEPEST_PARAMS} levels deep"
         case dict():
@@ -228,8 +234,11 @@ def json_faults(where: str, value: object, depth: int = 0) -> Iterator[str]:
             yield f"{where} is a {type(value).__name__}, which is not JSON"
 
 
-def _float_faults(where: str, value: float) -> Iterator[str]:
-    if not math.isfinite(value):
+def _number_faults(where: str, value: float) -> Iterator[str]:
+    if isinstance(value, int):
+        if value.bit_length() > LARGEST_INTEGER_BITS:
+            yield f"{where} is an integer of {value.bit_length():,} bits; send it as text"
+    elif not math.isfinite(value):
         yield f"{where} is {value}, which JSON cannot hold"
 
 

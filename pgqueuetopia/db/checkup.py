@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import anyio
 import asyncpg
 
 from pgqueuetopia.db.driver import CLIENT_DEADLINE, Connection, translated
@@ -19,8 +20,9 @@ LONGEST_CHECK = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """The server at the end of a connection. `clock_ahead` is the database's clock less ours, in seconds,
-    known to within `clock_error`.
+    """The server at the end of a connection.
+
+    `clock_ahead` is the database's clock less ours, in seconds, known to within `clock_error`.
     """
 
     pooled: bool
@@ -41,8 +43,13 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Locks:
-    """The server's lock table: its size, the locks held in it, and the nodes that run now, of any scope."""
+    """The server's lock table.
 
+    `per_transaction` is max_locks_per_transaction, which times the connections gives `capacity`; `nodes` are
+    those of every scope that run now.
+    """
+
+    per_transaction: int
     capacity: int
     held: int
     nodes: int
@@ -136,6 +143,8 @@ async def connected(dsn: str | None) -> AsyncIterator[Checkup]:
         await Checkup(connection)._fetch("checkup_sight")
         yield Checkup(connection)
     finally:
+        with anyio.move_on_after(CLIENT_DEADLINE):
+            await connection.close()
         connection.terminate()
 
 

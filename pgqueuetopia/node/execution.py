@@ -17,7 +17,7 @@ import structlog
 from pgqueuetopia.backoff import doubling
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.failure import NODE_DIED, FailurePolicy, settle
-from pgqueuetopia.job import Job, as_timedelta, json_faults
+from pgqueuetopia.job import Job, as_delay, json_faults
 from pgqueuetopia.outcome import (
     Err,
     Failed,
@@ -35,12 +35,13 @@ from pgqueuetopia.performer import Performer
 log = structlog.get_logger("pgqueuetopia")
 
 HOOK_TIMEOUT = 60
+LONGEST_RESULT = 10_000_000
 
 OnEnd = Callable[[Job, Settlement, str | None], None]
 
 
 class Execution:
-    """Runs jobs; each ends in one call of `on_end`, with what is to be written."""
+    """Runs jobs; each ends in one call of `on_end`, with what is to be written about it."""
 
     def __init__(
         self,
@@ -48,17 +49,15 @@ class Execution:
         policy: FailurePolicy,
         repo: Repo,
         concurrency: int,
-        on_end: OnEnd,
     ) -> None:
         self._performer = performer
         self._policy = policy
         self._repo = repo
-        self._on_end = on_end
         self._threads = anyio.CapacityLimiter(concurrency)
         self._running: dict[int, anyio.CancelScope] = {}
         self._interrupted: set[int] = set()
 
-    async def run(self, job: Job) -> None:
+    async def run(self, job: Job, on_end: OnEnd) -> None:
         """Run one job to its end."""
         if job.attempts > job.max_attempts:
             settlement = replace(self._policy.exhausted(NODE_DIED), attempt_spent=False)
@@ -66,7 +65,7 @@ class Execution:
             outcome = await self._attempt(job)
             settlement = settle(job, outcome, self._policy, self._delay(job, outcome))
         _report(job, settlement)
-        self._on_end(job, settlement, _encoded(job, settlement.result))
+        on_end(job, settlement, _encoded(job, settlement.result))
 
     def interrupt(self) -> None:
         """Cancel every job that runs; their attempts are given back."""
@@ -127,7 +126,7 @@ class Execution:
         if not isinstance(outcome, Failed):
             return timedelta(0)
         try:
-            return max(as_timedelta(self._performer.backoff(job)), timedelta(0))
+            return as_delay(self._performer.backoff(job))
         except Exception:
             log.exception("backoff_raised", job=job.id, queue=job.queue)
             return doubling(job.attempts - 1, job.max_backoff)
@@ -140,7 +139,7 @@ def _outcome_of(value: object) -> Outcome:
         case Err(message):
             return Failed(Failure(str(message)))
         case Snooze(delay):
-            return Snoozed(max(as_timedelta(delay), timedelta(0)))
+            return Snoozed(as_delay(delay))
         case _:
             return Succeeded(value)
 
@@ -162,10 +161,12 @@ def _encoded(job: Job, result: object) -> str | None:
     if result is None:
         return None
     faults = list(json_faults("result", result))
+    text = "" if faults else json.dumps(result)
+    if len(text) > LONGEST_RESULT:
+        faults = [f"result has {len(text):,} characters; at most {LONGEST_RESULT:,} are stored"]
     if faults:
         log.warning("result_not_stored", job=job.id, queue=job.queue, faults=faults[:3])
-        return None
-    return json.dumps(result)
+    return None if faults else text
 
 
 def _report(job: Job, settlement: Settlement) -> None:

@@ -15,11 +15,18 @@ log = structlog.get_logger("pgqueuetopia")
 async def until_told_to_stop(hurry: Callable[[], None]) -> AsyncIterator[anyio.Event]:
     """An event that SIGTERM or SIGINT sets; every further signal calls `hurry`."""
     told = anyio.Event()
+    failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
         if threading.current_thread() is threading.main_thread():
             await tasks.start(_listen, told, hurry, name="signals")
-        yield told
+        try:
+            yield told
+        except Exception as error:
+            # Raised below: the task group would wrap it.
+            failure = error
         tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _listen(

@@ -15,10 +15,9 @@ from pgqueuetopia.failure import FailurePolicy
 from pgqueuetopia.job import Job
 from pgqueuetopia.node.bell import Bell
 from pgqueuetopia.node.cleaner import clean_for_ever
-from pgqueuetopia.node.execution import Execution
+from pgqueuetopia.node.execution import Execution, OnEnd
 from pgqueuetopia.node.plan import Plan
 from pgqueuetopia.node.scheduler import Scheduler
-from pgqueuetopia.outcome import Settlement
 from pgqueuetopia.performer import Performer
 
 log = structlog.get_logger("pgqueuetopia")
@@ -53,7 +52,7 @@ class Node:
         self._left = anyio.Event()
         self._leaving = anyio.Event()
         self._scheduler: Scheduler | None = None
-        self._execution = Execution(performer, policy, repo, plan.concurrency, self._end)
+        self._execution = Execution(performer, policy, repo, plan.concurrency)
         self._log = log.bind(scope=plan.scope, node=name)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -143,7 +142,7 @@ class Node:
             session,
             self._plan,
             self._bell,
-            start=partial(self._start, jobs),
+            start=lambda job: self._start(jobs, job, scheduler.end),
             on_saved=partial(self._after_save, jobs),
             before_step=self._check,
         )
@@ -168,8 +167,11 @@ class Node:
     async def _end_without_session(self, scheduler: Scheduler) -> None:
         """The locks are gone: stop what runs, and write what has ended if it is still ours."""
         self._execution.interrupt()
-        while scheduler.running:
-            await self._bell.wait(GRACE)
+        with anyio.move_on_after(GRACE):
+            while scheduler.running:
+                await self._bell.wait(GRACE)
+        if scheduler.running:
+            self._log.error("jobs_ignore_cancellation", queues=sorted(scheduler.running)[:10])
         ended = [one for one in scheduler.ended if one.job is not None]
         try:
             with anyio.fail_after(GRACE):
@@ -183,12 +185,8 @@ class Node:
         else:
             self._log.info("outcomes_saved_late", saved=len(saved), jobs=len(ended))
 
-    def _start(self, jobs: anyio.abc.TaskGroup, job: Job) -> None:
-        jobs.start_soon(self._execution.run, job, name=f"job {job.id}")
-
-    def _end(self, job: Job, settlement: Settlement, result: str | None) -> None:
-        assert self._scheduler is not None
-        self._scheduler.end(job, settlement, result)
+    def _start(self, jobs: anyio.abc.TaskGroup, job: Job, on_end: OnEnd) -> None:
+        jobs.start_soon(self._execution.run, job, on_end, name=f"job {job.id}")
 
     def _after_save(self, jobs: anyio.abc.TaskGroup, one: Ended) -> None:
         if one.job is not None and one.settlement is not None and one.settlement.failure is not None:

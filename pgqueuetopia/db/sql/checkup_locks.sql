@@ -1,5 +1,6 @@
 -- How many locks the server can hold, how many are held, and by how many nodes.
 select
+  pg_catalog.current_setting('max_locks_per_transaction')::bigint as per_transaction,
   pg_catalog.current_setting('max_locks_per_transaction')::bigint
   * (
     pg_catalog.current_setting('max_connections')::bigint
