@@ -11,6 +11,10 @@ class Pause:
     all: bool = False
     queues: set[str] = field(default_factory=set)
 
+    def holds(self, queue: str) -> bool:
+        """Whether this queue must not be run here."""
+        return self.all or queue in self.queues
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

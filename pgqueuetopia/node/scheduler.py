@@ -122,7 +122,11 @@ class Scheduler:
         for job in stepped.claimed:
             since = slices.get(job.queue, now)
             self.running[job.queue] = since if now - since <= SLICE else now
-            self.start(job)
+            if self.leaving or self.plan.pause.holds(job.queue):
+                # Claimed by a step that was under way when we were told to stop.
+                self.end(job, Settlement.interrupted(), None)
+            else:
+                self.start(job)
         if stepped.claimed:
             self._last_claim = now
 
