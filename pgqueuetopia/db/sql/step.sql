@@ -1,4 +1,4 @@
--- One tick of a node: see migrations/0003_step.up.sql.
+-- One tick of a node: see migrations/0006_step.up.sql.
 call pgqueuetopia.step(
   $1::text, $2::text,
   $3::bigint[], $4::bigint[], $5::text[], $6::interval[], $7::boolean[], $8::jsonb[], $9::jsonb[],

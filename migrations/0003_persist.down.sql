@@ -1,0 +1,2 @@
+drop function pgqueuetopia.persist;
+drop function pgqueuetopia.append_error(jsonb, jsonb, timestamptz);

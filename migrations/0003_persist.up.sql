@@ -1,0 +1,81 @@
+-- What becomes of a job, written. The first of the three parts of step() (0006): persist, acquire, claim.
+--
+-- The plans must not depend on statistics, for these tables grow from nothing to millions of rows between
+-- two looks of autovacuum: the node's session leaves the planner index scans and nested loops alone, and
+-- "outcome is null" (the same as "done_at is null", by a constraint) keeps it off the partial indexes
+-- where a row is found by its id.
+--
+-- A line "failpoint: name" marks a place between two statements where the tests stop the world.
+
+-- The newest twenty errors are kept.
+create function pgqueuetopia.append_error(errors jsonb, error jsonb, failed_at timestamptz) returns jsonb
+language sql immutable parallel safe
+return case when jsonb_array_length(errors) >= 20 then errors - 0 else errors end
+  || jsonb_build_array(error || jsonb_build_object('at', failed_at));
+
+-- Write what became of jobs; the fence is claim. An outcome that is null leaves the job pending: after
+-- the delay, or blocked until an operator acts where that is null too. An attempt that is not spent is
+-- given back. Returns what was saved, and what could not be because somebody has locked the row.
+create function pgqueuetopia.persist(
+  p_scope text,
+  p_ids bigint[],
+  p_claims bigint[],
+  p_outcomes text[],
+  p_delays interval[],
+  p_spent boolean[],
+  p_errors jsonb[],
+  p_results jsonb[],
+  p_keep boolean,
+  p_careful boolean,
+  out saved bigint[],
+  out busy bigint[]
+)
+language plpgsql
+as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_ids bigint[] := p_ids;
+begin
+  busy := '{}';
+  if p_careful then
+    v_ids := array(
+      select j.id from pgqueuetopia.jobs j where j.id = any (p_ids) for update skip locked
+    );
+    busy := array(
+      select j.id
+      from pgqueuetopia.jobs j
+      join unnest(p_ids, p_claims) s (id, claim) on j.id = s.id and j.claim = s.claim
+      where j.done_at is null and j.id <> all (v_ids)
+    );
+  end if;
+  with saving as (
+    update pgqueuetopia.jobs j
+    set
+      done_at = case when s.outcome is not null then v_now end,
+      outcome = s.outcome,
+      next_attempt_at = case
+        when s.outcome is not null then j.next_attempt_at
+        when s.delay is null then 'infinity'
+        else v_now + s.delay
+      end,
+      attempts = case when s.spent then j.attempts else greatest(j.attempts - 1, 0) end,
+      errors = case
+        when s.error is null then j.errors else pgqueuetopia.append_error(j.errors, s.error, v_now)
+      end,
+      result = s.result,
+      updated_at = v_now
+    from unnest(p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results)
+      as s (id, claim, outcome, delay, spent, error, result)
+    where j.id = s.id
+      and j.claim = s.claim
+      and j.scope = p_scope
+      and j.outcome is null
+      and (not p_careful or j.id = any (v_ids))
+    returning j.id
+  )
+  select coalesce(array_agg(s.id), '{}') into saved from saving s;
+  if not p_keep then
+    delete from pgqueuetopia.jobs j where j.id = any (saved) and j.done_at is not null;
+  end if;
+end
+$$;

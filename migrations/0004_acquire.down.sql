@@ -1,0 +1,5 @@
+drop function pgqueuetopia.next_ready(text, timestamptz);
+drop function pgqueuetopia.keep_only(text, text[]);
+drop function pgqueuetopia.tidy(text, text[]);
+drop function pgqueuetopia.take;
+drop function pgqueuetopia.acquire;

@@ -1,0 +1,190 @@
+-- Which queues a node runs: the second part of step().
+
+-- Lock queues that are due, highest priority first, then the one due longest. The lock comes before the
+-- snapshot that reads the head (in claim), or a job that another node has just finished would run again.
+-- A taken row belongs to a node; a rescue looks at those too, and finds the queues of the dead.
+create function pgqueuetopia.acquire(
+  p_scope text,
+  p_held text[],
+  p_avoid text[],
+  p_room integer,
+  p_rescue boolean,
+  p_careful boolean,
+  p_now timestamptz,
+  out queues text[],
+  out contended boolean
+)
+language plpgsql
+as $$
+declare
+  r record;
+  v_rows bigint[] := '{}';
+  v_surplus bigint[] := '{}';
+  v_priority integer;
+begin
+  queues := '{}';
+  contended := false;
+  select max(q.priority) into v_priority from pgqueuetopia.run_queue q where q.scope = p_scope;
+  while v_priority is not null and cardinality(v_rows) < p_room loop
+    for r in
+      select q.id, q.queue, q.taken, q.queue = any (p_held) as held
+      from pgqueuetopia.run_queue q
+      where q.scope = p_scope
+        and q.priority = v_priority
+        and q.ready_at <= p_now
+        and (p_rescue or not q.taken)
+        and q.queue <> all (p_avoid)
+      order by q.ready_at, q.id
+      limit 10000
+    loop
+      -- failpoint: scanned
+      if r.held or r.queue = any (queues) then
+        -- One row is enough for a queue that is ours: we look again before we let it go.
+        if not r.taken then
+          v_surplus := v_surplus || r.id;
+        end if;
+      elsif pg_try_advisory_lock(pgqueuetopia.lock_key('queue', p_scope, r.queue)) then
+        v_rows := v_rows || r.id;
+        queues := queues || r.queue;
+        exit when cardinality(v_rows) >= p_room;
+      elsif not r.taken then
+        contended := true;
+      end if;
+    end loop;
+    select max(q.priority) into v_priority
+    from pgqueuetopia.run_queue q
+    where q.scope = p_scope and q.priority < v_priority;
+  end loop;
+  -- failpoint: locked
+  if not p_careful and cardinality(v_surplus) > 0 then
+    delete from pgqueuetopia.run_queue q where q.id = any (v_surplus);
+  end if;
+  if cardinality(v_rows) > 0 then
+    queues := pgqueuetopia.take(p_scope, v_rows, queues, p_careful);
+  end if;
+end
+$$;
+
+-- Mark the rows by which queues were locked, and return the queues that may be run. A row that is gone
+-- was removed by the former holder as it let go: it left another one if jobs remain, so that queue is
+-- left for the next look. A queue with a row that is taken already was left by a node that died: its job
+-- that was running becomes one that waits for its next attempt, now, so that nothing overtakes it. To
+-- find it the whole queue is read, which nobody else ever has to.
+create function pgqueuetopia.take(
+  p_scope text,
+  p_rows bigint[],
+  p_queues text[],
+  p_careful boolean
+) returns text[]
+language plpgsql
+as $$
+declare
+  v_rows bigint[] := p_rows;
+  v_queues text[];
+  v_orphans text[];
+begin
+  if p_careful then
+    v_rows := array(
+      select q.id from pgqueuetopia.run_queue q
+      where q.id = any (p_rows) and not q.taken
+      for update skip locked
+    );
+  end if;
+  with marked as (
+    update pgqueuetopia.run_queue q set taken = true
+    where q.id = any (v_rows)
+    returning q.queue, exists (
+      select from pgqueuetopia.run_queue t
+      where t.scope = p_scope and t.queue = q.queue and t.taken
+    ) as orphaned
+  )
+  select coalesce(array_agg(m.queue), '{}'), array_agg(m.queue) filter (where m.orphaned)
+  into v_queues, v_orphans
+  from marked m;
+  if v_orphans is not null then
+    update pgqueuetopia.jobs j set next_attempt_at = clock_timestamp()
+    where j.id = any (array(
+      select o.id
+      from unnest(v_orphans) q (queue)
+      cross join lateral (
+        select o.id from pgqueuetopia.jobs o
+        where o.scope = p_scope
+          and o.queue = q.queue
+          and o.done_at is null
+          and o.claim > 0
+          and o.next_attempt_at is null
+        offset 0
+      ) o
+    ))
+    -- Once more, for the row may have changed while we waited for it: its node writes late, by the pool.
+    and j.outcome is null
+    and j.next_attempt_at is null;
+  end if;
+  perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
+  from unnest(p_queues) q (queue)
+  where q.queue <> all (v_queues);
+  return v_queues;
+end
+$$;
+
+-- Remove the rows that came in behind jobs that run on: one row is enough for a queue that is ours.
+create function pgqueuetopia.tidy(p_scope text, p_running text[]) returns void
+language sql
+as $$
+  delete from pgqueuetopia.run_queue q
+  where q.id = any (array(
+    select r.id
+    from unnest(p_running) o (queue)
+    cross join lateral (
+      select r.id from pgqueuetopia.run_queue r
+      where r.scope = p_scope and r.queue = o.queue and not r.taken
+      offset 0
+    ) r
+  ))
+$$;
+
+-- Unlock every queue but these: after an error, for an advisory lock survives a rollback.
+create function pgqueuetopia.keep_only(p_scope text, p_queues text[]) returns void
+language sql
+as $$
+  select pg_advisory_unlock(l.key)
+  from (
+    select (l.classid::bigint << 32) | l.objid::bigint as key
+    from pg_locks l
+    where l.pid = pg_backend_pid()
+      and l.locktype = 'advisory'
+      and l.objsubid = 1
+      and l.mode = 'ExclusiveLock'
+  ) l
+  where l.key not in (
+    select pgqueuetopia.lock_key('queue', p_scope, q.queue) from unnest(p_queues) q (queue)
+  )
+$$;
+
+-- When the next queue of a scope that is not due yet will be, in seconds from now; null if none.
+create function pgqueuetopia.next_ready(p_scope text, p_now timestamptz) returns double precision
+language plpgsql
+as $$
+declare
+  v_priority integer;
+  v_ready_at timestamptz;
+  v_next timestamptz;
+begin
+  select max(q.priority) into v_priority from pgqueuetopia.run_queue q where q.scope = p_scope;
+  while v_priority is not null loop
+    select q.ready_at into v_ready_at
+    from pgqueuetopia.run_queue q
+    where q.scope = p_scope
+      and q.priority = v_priority
+      and q.ready_at > p_now
+      and q.ready_at < 'infinity'
+    order by q.ready_at
+    limit 1;
+    v_next := least(v_next, v_ready_at);
+    select max(q.priority) into v_priority
+    from pgqueuetopia.run_queue q
+    where q.scope = p_scope and q.priority < v_priority;
+  end loop;
+  return extract(epoch from v_next - p_now);
+end
+$$;

@@ -1,0 +1,173 @@
+-- Which jobs a node runs: the third part of step().
+
+-- In plpgsql, and not in SQL: its plan is kept.
+create function pgqueuetopia.some_suspended(p_scope text, p_key text) returns boolean
+language plpgsql stable
+as $$
+begin
+  return exists (
+    select from pgqueuetopia.job_configs c
+    where c.scope in ('*', p_scope) and c.key = p_key and pgqueuetopia.is_suspension(c.key, c.value)
+  );
+end
+$$;
+
+-- What a node needs of a job to run it. Params of more than 64 kB (compressed) are left out, to be
+-- fetched by whoever runs the job: a hundred large ones at once would not fit into one answer.
+create type pgqueuetopia.claimed_job as (
+  id bigint,
+  queue text,
+  action text,
+  params jsonb,
+  priority integer,
+  timeout interval,
+  max_backoff interval,
+  max_attempts integer,
+  scheduled_at timestamptz,
+  next_attempt_at timestamptz,
+  attempts integer,
+  claim bigint,
+  attempted_at timestamptz,
+  attempted_by text,
+  errors jsonb,
+  inserted_at timestamptz,
+  updated_at timestamptz
+);
+
+-- Look at the heads of queues that this session has locked, in a new snapshot, and claim those that are
+-- due. Rows of a queue without a due head go in the same statement, so that a job which commits now is
+-- not seen and its row not removed. Looks at the queues that go on and whose slice is over or not, as
+-- asked, and at those just acquired. A queue whose slice is over goes on only where there is room to spare;
+-- one whose job could not be saved is not looked at.
+create function pgqueuetopia.claim(
+  p_scope text,
+  p_node text,
+  p_ids bigint[],
+  p_queues text[],
+  p_after_at timestamptz[],
+  p_after_id bigint[],
+  p_slice_over boolean[],
+  p_over boolean,
+  p_avoid text[],
+  p_acquired text[],
+  p_busy bigint[],
+  p_spare integer,
+  p_suspended boolean,
+  p_check_suspension boolean,
+  p_careful boolean,
+  out claimed pgqueuetopia.claimed_job[],
+  out again text[],
+  out let_go text[]
+)
+language plpgsql
+as $$
+declare
+  v_now timestamptz := clock_timestamp();
+begin
+  -- failpoint: before look
+  with asked as materialized (
+    select
+      q.queue, q.after_at, q.after_id,
+      q.queue = any (p_avoid)
+      or (p_over and row_number() over (order by q.n) > p_spare) as yields
+    from unnest(p_ids, p_queues, p_after_at, p_after_id, p_slice_over)
+      with ordinality as q (id, queue, after_at, after_id, slice_over, n)
+    where q.slice_over = p_over and (q.id is null or q.id <> all (p_busy))
+    union all
+    select q.queue, null, null, false from unnest(p_acquired) q (queue)
+  ),
+  look as materialized (
+    select
+      a.queue,
+      a.suspended,
+      j.id,
+      j.priority,
+      greatest(j.scheduled_at, j.next_attempt_at) as due_at,
+      not (a.yields or a.suspended or p_suspended)
+      and coalesce(greatest(j.scheduled_at, j.next_attempt_at) <= v_now, false) as due
+    from (
+      select
+        q.*,
+        p_check_suspension
+        and pgqueuetopia.some_suspended(p_scope, q.queue || '_suspended') as suspended
+      from asked q
+    ) a
+    left join pgqueuetopia.jobs j on j.id = coalesce(
+      -- The next one of a queue that goes on: dead index entries are passed once.
+      (
+        select n.id from pgqueuetopia.jobs n
+        where n.scope = p_scope and n.queue = a.queue and n.done_at is null
+          and (n.scheduled_at, n.id) > (a.after_at, a.after_id)
+        order by n.scheduled_at, n.id limit 1
+      ),
+      -- A head that waits for its next attempt: nothing overtakes it.
+      (
+        select w.id from pgqueuetopia.jobs w
+        where w.scope = p_scope and w.queue = a.queue
+          and w.done_at is null and w.next_attempt_at is not null
+        order by w.next_attempt_at, w.id limit 1
+      ),
+      (
+        select f.id from pgqueuetopia.jobs f
+        where f.scope = p_scope and f.queue = a.queue and f.done_at is null
+        order by f.scheduled_at, f.id limit 1
+      )
+    )
+  ),
+  free as (
+    select j.id from pgqueuetopia.jobs j
+    where p_careful and j.id = any (array(select l.id from look l where l.due)) and j.outcome is null
+    for update skip locked
+  ),
+  claiming as (
+    update pgqueuetopia.jobs j
+    set
+      claim = j.claim + 1,
+      attempts = j.attempts + 1,
+      attempted_at = v_now,
+      attempted_by = p_node
+    from look l
+    where l.due
+      and j.id = l.id
+      and j.outcome is null
+      and (not p_careful or j.id in (select f.id from free f))
+    returning j.queue, row(
+      j.id, j.queue, j.action,
+      case when pg_column_size(j.params) <= 65536 then j.params end,
+      j.priority, j.timeout, j.max_backoff, j.max_attempts, j.scheduled_at, j.next_attempt_at,
+      j.attempts, j.claim, j.attempted_at, j.attempted_by, j.errors, j.inserted_at, j.updated_at
+    )::pgqueuetopia.claimed_job as job
+  ),
+  gone as (
+    delete from pgqueuetopia.run_queue q
+    where q.id = any (array(
+      select r.id
+      from look l
+      -- "offset 0" keeps the planner from reading the rows of every queue.
+      cross join lateral (
+        select r.id from pgqueuetopia.run_queue r
+        where r.scope = p_scope and r.queue = l.queue
+        offset 0
+      ) r
+      where not l.due and not p_careful
+    ))
+  ),
+  left_behind as (
+    insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at)
+    select p_scope, l.queue, l.priority,
+      case when l.due then v_now + interval '1 second' else greatest(l.due_at, v_now) end
+    from look l
+    where l.id is not null
+      and not l.suspended
+      and (not l.due or (p_careful and l.id not in (select f.id from free f)))
+  )
+  select
+    (select coalesce(array_agg(c.job), '{}') from claiming c),
+    -- Due, but ended by somebody else in this very moment: still ours, to be looked at again.
+    coalesce(array_agg(l.queue) filter (where l.due and not p_careful), '{}'),
+    coalesce(array_agg(l.queue) filter (where not l.due or p_careful), '{}')
+  into claimed, again, let_go
+  from look l
+  where l.queue not in (select c.queue from claiming c);
+end
+$$;

@@ -1,0 +1,168 @@
+-- step(): the one hot path. One call a tick, for all queues of a node: it persists the outcomes that came
+-- in and claims the next jobs.
+
+-- False while a transaction that suspends is under way.
+create function pgqueuetopia.may_start(p_scope text) returns boolean
+language plpgsql
+as $$
+begin
+  if not pg_try_advisory_lock_shared(pgqueuetopia.lock_key('starting', '*')) then
+    return false;
+  end if;
+  if not pg_try_advisory_lock_shared(pgqueuetopia.lock_key('starting', p_scope)) then
+    perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', '*'));
+    return false;
+  end if;
+  return true;
+end
+$$;
+
+-- The jobs that were claimed have been started: a transaction that suspends need not wait any longer.
+create function pgqueuetopia.started(p_scope text) returns void
+language plpgsql
+as $$
+begin
+  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', '*'));
+  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', p_scope));
+end
+$$;
+
+-- The locks come first, the horizon in a later snapshot: a transaction that tested for sleepers before
+-- has an id below the horizon, and is waited for by looking; a later one sees the lock and notifies.
+create function pgqueuetopia.fall_asleep(p_scope text, out horizon bigint, out alone boolean)
+language plpgsql
+as $$
+begin
+  perform pg_advisory_lock_shared(pgqueuetopia.lock_key('sleeping', p_scope));
+  -- failpoint: asleep
+  horizon := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+  alone := pg_try_advisory_lock(pgqueuetopia.lock_key('node', p_scope));
+  if alone then
+    perform pg_advisory_unlock(pgqueuetopia.lock_key('node', p_scope));
+  end if;
+end
+$$;
+
+create procedure pgqueuetopia.step(
+  p_scope text,
+  p_node text,
+  -- what became of jobs (an id is null where a held queue is only to be looked at again), where their
+  -- queues were if they ended, and whether the queue's slice is over
+  p_ids bigint[],
+  p_claims bigint[],
+  p_outcomes text[],
+  p_delays interval[],
+  p_spent boolean[],
+  p_errors jsonb[],
+  p_results jsonb[],
+  p_queues text[],
+  p_after_at timestamptz[],
+  p_after_id bigint[],
+  p_slice_over boolean[],
+  -- queues whose job runs on; queues that this node must not run; how many jobs may be claimed; whether to
+  -- look for the queues of the dead
+  p_running text[],
+  p_avoid text[],
+  p_room integer,
+  p_rescue boolean,
+  -- whether finished jobs are kept; whether the jobs of the step before have been started since
+  p_keep boolean,
+  p_started boolean,
+  inout claimed pgqueuetopia.claimed_job[],
+  inout saved bigint[],
+  inout busy bigint[],
+  inout again text[],
+  inout suspended boolean,
+  inout held_up boolean,
+  inout next_ready_in double precision,
+  inout horizon bigint
+)
+language plpgsql
+as $$
+declare
+  v_now timestamptz;
+  v_careful boolean := false;
+  v_some_queue_suspended boolean;
+  v_acquired text[];
+  v_contended boolean := false;
+  v_room integer;
+  v_let_go text[];
+begin
+  if p_started then
+    perform pgqueuetopia.started(p_scope);
+  end if;
+  held_up := not pgqueuetopia.may_start(p_scope);
+  loop
+    begin
+      saved := '{}';
+      busy := '{}';
+      v_acquired := '{}';
+      if cardinality(p_ids) > 0 then
+        select p.saved, p.busy into saved, busy from pgqueuetopia.persist(
+          p_scope, p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_keep, v_careful
+        ) p;
+      end if;
+      -- failpoint: persisted
+      select
+        pgqueuetopia.some_suspended(p_scope, 'suspended'),
+        exists (
+          select from pgqueuetopia.job_configs c
+          where c.scope in ('*', p_scope)
+            and c.key <> 'suspended'
+            and pgqueuetopia.is_suspension(c.key, c.value)
+        )
+      into suspended, v_some_queue_suspended;
+      horizon := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+      v_now := clock_timestamp();
+      -- Those that go on come first; what they leave of the room is for others; a queue whose slice is over
+      -- goes on only where that is not needed.
+      select c.* into claimed, again, v_let_go from pgqueuetopia.claim(
+        p_scope, p_node, p_ids, p_queues, p_after_at, p_after_id, p_slice_over, false, p_avoid, '{}',
+        busy, 0, suspended or held_up, v_some_queue_suspended, v_careful
+      ) c;
+      v_room := p_room - cardinality(claimed) - cardinality(again);
+      -- failpoint: before acquire
+      if v_room > 0 and not suspended and not held_up then
+        select a.queues, a.contended into v_acquired, v_contended from pgqueuetopia.acquire(
+          p_scope, p_running || p_queues, p_avoid || v_let_go, v_room, p_rescue, v_careful, v_now
+        ) a;
+      end if;
+      if cardinality(v_acquired) > 0 or true = any (p_slice_over) then
+        select step.claimed || c.claimed, step.again || c.again, v_let_go || c.let_go
+        into claimed, again, v_let_go
+        from pgqueuetopia.claim(
+          p_scope, p_node, p_ids, p_queues, p_after_at, p_after_id, p_slice_over, true, p_avoid, v_acquired,
+          busy, v_room - cardinality(v_acquired), suspended or held_up, v_some_queue_suspended, v_careful
+        ) c;
+      end if;
+      if p_rescue and not v_careful then
+        perform pgqueuetopia.tidy(p_scope, p_running);
+      end if;
+      exit;
+    exception when lock_not_available then
+      -- Somebody's transaction holds a row that we want: do it again, around what is locked.
+      if v_careful then
+        raise;
+      end if;
+      v_careful := true;
+      perform pgqueuetopia.keep_only(p_scope, p_running || p_queues);
+    end;
+  end loop;
+  if cardinality(claimed) = 0 and not suspended then
+    next_ready_in := pgqueuetopia.next_ready(p_scope, v_now);
+    if v_contended then
+      -- A due queue is locked by somebody who has not marked it yet, or is about to let it go.
+      next_ready_in := least(next_ready_in, 0.05);
+    end if;
+  end if;
+  -- failpoint: before commit
+  commit;
+  -- failpoint: committed
+  -- Only now: whoever locks a queue that was let go must see what became of its jobs.
+  perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
+  from unnest(v_let_go) q (queue);
+  if cardinality(claimed) = 0 and not held_up then
+    perform pgqueuetopia.started(p_scope);
+  end if;
+end
+$$;
