@@ -65,7 +65,8 @@ create procedure pgqueuetopia.step(
   p_avoid text[],
   p_room integer,
   p_rescue boolean,
-  -- whether finished jobs are kept; whether the jobs of the step before have been started since
+  -- whether finished jobs are kept; whether the jobs of the steps before have been started since (until
+  -- then nothing may be claimed)
   p_keep boolean,
   p_started boolean,
   inout claimed pgqueuetopia.claimed_job[],
@@ -82,6 +83,7 @@ as $$
 declare
   v_now timestamptz;
   v_careful boolean := false;
+  v_may_start boolean;
   v_some_queue_suspended boolean;
   v_acquired text[];
   v_contended boolean := false;
@@ -91,7 +93,8 @@ begin
   if p_started then
     perform pgqueuetopia.started(p_scope);
   end if;
-  held_up := not pgqueuetopia.may_start(p_scope);
+  v_may_start := p_room > 0 and pgqueuetopia.may_start(p_scope);
+  held_up := p_room > 0 and not v_may_start;
   loop
     begin
       saved := '{}';
@@ -118,11 +121,11 @@ begin
       -- goes on only where that is not needed.
       select c.* into claimed, again, v_let_go from pgqueuetopia.claim(
         p_scope, p_node, p_ids, p_queues, p_after_at, p_after_id, p_slice_over, false, p_avoid, '{}',
-        busy, 0, suspended or held_up, v_some_queue_suspended, v_careful
+        busy, 0, suspended or not v_may_start, v_some_queue_suspended, v_careful
       ) c;
       v_room := p_room - cardinality(claimed) - cardinality(again);
       -- failpoint: before acquire
-      if v_room > 0 and not suspended and not held_up then
+      if v_room > 0 and not suspended and v_may_start then
         select a.queues, a.contended into v_acquired, v_contended from pgqueuetopia.acquire(
           p_scope, p_running || p_queues, p_avoid || v_let_go, v_room, p_rescue, v_careful, v_now
         ) a;
@@ -132,7 +135,7 @@ begin
         into claimed, again, v_let_go
         from pgqueuetopia.claim(
           p_scope, p_node, p_ids, p_queues, p_after_at, p_after_id, p_slice_over, true, p_avoid, v_acquired,
-          busy, v_room - cardinality(v_acquired), suspended or held_up, v_some_queue_suspended, v_careful
+          busy, v_room - cardinality(v_acquired), suspended or not v_may_start, v_some_queue_suspended, v_careful
         ) c;
       end if;
       if p_rescue and not v_careful then
@@ -161,7 +164,7 @@ begin
   -- Only now: whoever locks a queue that was let go must see what became of its jobs.
   perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
   from unnest(v_let_go) q (queue);
-  if cardinality(claimed) = 0 and not held_up then
+  if cardinality(claimed) = 0 and v_may_start then
     perform pgqueuetopia.started(p_scope);
   end if;
 end

@@ -60,7 +60,7 @@ async def test_a_half_migrated_database_names_what_is_missing(fresh_dsn: str) ->
     await migrations.up(fresh_dsn, 2)
     found = of(await examine(Repo(fresh_dsn)), "migrations")
     assert found.level is Level.PROBLEM
-    assert "0003 step" in found.what
+    assert "0003 persist" in found.what
     assert "0001" not in found.what
 
 

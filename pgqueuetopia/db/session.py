@@ -154,8 +154,12 @@ class Session:
         *,
         rescue: bool,
         keep: bool,
+        started: bool = True,
     ) -> Stepped:
-        """Persist what ended and claim the next jobs, for all queues of this node, in one round trip."""
+        """Persist what ended and claim the next jobs, for all queues of this node, in one round trip.
+
+        Unless everything that was claimed before has `started`, `room` must be 0.
+        """
         [row] = await self._fetch(
             "step",
             self.scope,
@@ -170,10 +174,10 @@ class Session:
             room,
             rescue,
             keep,
-            self._starting,
+            self._starting and started,
         )
         claimed = [rows.job_of(job, scope=self.scope, state="executing") for job in row["claimed"]]
-        self._starting = bool(claimed)
+        self._starting = bool(claimed) or (self._starting and not started)
         return Stepped(
             claimed=claimed,
             saved=frozenset(row["saved"]),

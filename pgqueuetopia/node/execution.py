@@ -7,7 +7,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -37,11 +38,19 @@ log = structlog.get_logger("pgqueuetopia")
 HOOK_TIMEOUT = 60
 LONGEST_RESULT = 10_000_000
 
-OnEnd = Callable[[Job, Settlement, str | None], None]
+
+class Listener(Protocol):
+    """Whoever wants to know how a job fares."""
+
+    def begin(self, job: Job) -> None:
+        """The performer is called now; told by the thread that calls it."""
+
+    def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
+        """This is to be written about the job."""
 
 
 class Execution:
-    """Runs jobs; each ends in one call of `on_end`, with what is to be written about it."""
+    """Runs jobs, and tells a listener when each begins and what is to be written about it in the end."""
 
     def __init__(
         self,
@@ -57,15 +66,15 @@ class Execution:
         self._running: dict[int, anyio.CancelScope] = {}
         self._interrupted: set[int] = set()
 
-    async def run(self, job: Job, on_end: OnEnd) -> None:
+    async def run(self, job: Job, listener: Listener) -> None:
         """Run one job to its end."""
         if job.attempts > job.max_attempts:
             settlement = replace(self._policy.exhausted(NODE_DIED), attempt_spent=False)
         else:
-            outcome = await self._attempt(job)
+            outcome = await self._attempt(job, listener)
             settlement = settle(job, outcome, self._policy, self._delay(job, outcome))
         _report(job, settlement)
-        on_end(job, settlement, _encoded(job, settlement.result))
+        listener.end(job, settlement, _encoded(job, settlement.result))
 
     def interrupt(self) -> None:
         """Cancel every job that runs; their attempts are given back."""
@@ -83,13 +92,13 @@ class Execution:
         except Exception as error:
             log.exception("handle_failed_job_raised", job=job.id, queue=job.queue, error=repr(error))
 
-    async def _attempt(self, job: Job) -> Outcome:
+    async def _attempt(self, job: Job, listener: Listener) -> Outcome:
         """Call the performer under the job's timeout."""
         self._interrupted.discard(job.id)
         scope = self._running[job.id] = anyio.CancelScope()
         try:
             with scope:
-                return _outcome_of(await self._perform(job, scope))
+                return _outcome_of(await self._perform(job, scope, listener))
         except (Exception, SystemExit) as error:
             return Failed(_failure_of(error))
         except anyio.get_cancelled_exc_class() as error:
@@ -101,24 +110,28 @@ class Execution:
             return Interrupted()
         return Failed(_timed_out(job))
 
-    async def _perform(self, job: Job, scope: anyio.CancelScope) -> Any:
+    async def _perform(self, job: Job, scope: anyio.CancelScope, listener: Listener) -> Any:
         if job.params is None:
             job = replace(job, params=await self._repo.params(job.id))
         method, arguments = self._performer.bound(job)
         limit = job.timeout.total_seconds() or math.inf
         if not inspect.iscoroutinefunction(method):
-            return await self._perform_in_thread(job, method, arguments, limit)
+            return await self._perform_in_thread(job, partial(method, *arguments), limit, listener)
         scope.deadline = anyio.current_time() + limit
+        listener.begin(job)
         return await method(*arguments)
 
     async def _perform_in_thread(
-        self, job: Job, method: Callable[..., Any], arguments: tuple[Any, ...], limit: float
+        self, job: Job, method: Callable[[], Any], limit: float, listener: Listener
     ) -> Any:
         """A thread cannot be stopped, and two jobs of a queue must not overlap: wait for it, however late."""
+
+        def call() -> Any:
+            listener.begin(job)
+            return method()
+
         began = anyio.current_time()
-        value = await anyio.to_thread.run_sync(
-            method, *arguments, abandon_on_cancel=True, limiter=self._threads
-        )
+        value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
         return value if anyio.current_time() - began <= limit else Err(_timed_out(job).message)
 
     def _delay(self, job: Job, outcome: Outcome) -> timedelta:

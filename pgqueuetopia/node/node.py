@@ -15,7 +15,7 @@ from pgqueuetopia.failure import FailurePolicy
 from pgqueuetopia.job import Job
 from pgqueuetopia.node.bell import Bell
 from pgqueuetopia.node.cleaner import clean_for_ever
-from pgqueuetopia.node.execution import Execution, OnEnd
+from pgqueuetopia.node.execution import Execution, Listener
 from pgqueuetopia.node.plan import Plan
 from pgqueuetopia.node.scheduler import Scheduler
 from pgqueuetopia.performer import Performer
@@ -142,7 +142,7 @@ class Node:
             session,
             self._plan,
             self._bell,
-            start=lambda job: self._start(jobs, job, scheduler.end),
+            start=lambda job: self._start(jobs, job, scheduler),
             on_saved=partial(self._after_save, jobs),
             before_step=self._check,
         )
@@ -185,8 +185,8 @@ class Node:
         else:
             self._log.info("outcomes_saved_late", saved=len(saved), jobs=len(ended))
 
-    def _start(self, jobs: anyio.abc.TaskGroup, job: Job, on_end: OnEnd) -> None:
-        jobs.start_soon(self._execution.run, job, on_end, name=f"job {job.id}")
+    def _start(self, jobs: anyio.abc.TaskGroup, job: Job, listener: Listener) -> None:
+        jobs.start_soon(self._execution.run, job, listener, name=f"job {job.id}")
 
     def _after_save(self, jobs: anyio.abc.TaskGroup, one: Ended) -> None:
         if one.job is not None and one.settlement is not None and one.settlement.failure is not None:

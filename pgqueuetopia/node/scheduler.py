@@ -23,6 +23,9 @@ LINGER_LOOK = 0.004
 # How often a node looks for the queues of dead nodes while others run.
 RESCUE = 0.5
 HELD_UP_LOOK = 0.02
+# How long the next step waits for claimed jobs to start; it then claims nothing.
+START_PATIENCE = 0.1
+START_LOOK = 0.0005
 BUSY_LOOK = 0.1
 FIRST_NAP = 0.001
 LONGEST_NAP = 1.0
@@ -49,6 +52,7 @@ class Scheduler:
     before_step: Callable[[Session], Awaitable[None]]
     running: dict[str, float] = field(default_factory=dict)
     ended: list[Ended] = field(default_factory=list)
+    starting: set[int] = field(default_factory=set)
     leaving: bool = False
     _sleep: Sleep | None = None
     _last_claim: float = 0.0
@@ -61,8 +65,13 @@ class Scheduler:
             await self._rest(stepped)
             stepped = await self._step()
 
+    def begin(self, job: Job) -> None:
+        """A job that was claimed has been started; may be called by any thread."""
+        self.starting.discard(job.id)
+
     def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
         """A job has ended: have it written, and its queue looked at."""
+        self.begin(job)
         since = self.running.pop(job.queue)
         done = settlement.outcome is not None
         self.ended.append(
@@ -94,7 +103,7 @@ class Scheduler:
         rescue = now - self._last_rescue >= RESCUE
         if rescue:
             self._last_rescue = now
-        claiming = not (self.leaving or self.plan.pause.all)
+        claiming = not (self.starting or self.leaving or self.plan.pause.all)
         return await self.session.step(
             ended,
             [not claiming or now - one.slice_since > SLICE for one in ended],
@@ -103,6 +112,7 @@ class Scheduler:
             self.plan.concurrency - len(self.running) if claiming else 0,
             rescue=rescue,
             keep=self.plan.keeps_finished_jobs,
+            started=not self.starting,
         )
 
     def _take_in(self, ended: list[Ended], stepped: Stepped) -> None:
@@ -126,6 +136,7 @@ class Scheduler:
                 # Claimed by a step that was under way when we were told to stop.
                 self.end(job, Settlement.interrupted(), None)
             else:
+                self.starting.add(job.id)
                 self.start(job)
         if stepped.claimed:
             self._last_claim = now
@@ -133,10 +144,13 @@ class Scheduler:
     async def _rest(self, stepped: Stepped) -> None:
         """Wait for the first of the bell and the time of the next look."""
         await anyio.lowlevel.checkpoint()
-        if self.bell.rung:
-            return
-        await self.session.started()
-        await self.bell.wait(await self._pause(stepped))
+        with anyio.move_on_after(START_PATIENCE):
+            # A thread that rang would hand the processor over before it has called the performer.
+            while self.starting:  # noqa: ASYNC110
+                await anyio.sleep(START_LOOK)
+        if not (self.starting or self.bell.rung):
+            await self.session.started()
+            await self.bell.wait(await self._pause(stepped))
 
     async def _pause(self, stepped: Stepped) -> float:
         """How long nothing needs to be looked at, in seconds."""
