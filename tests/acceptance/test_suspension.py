@@ -1,0 +1,76 @@
+import secrets
+import time
+
+import anyio
+import pytest
+
+from tests.acceptance.cluster import Cluster, Connection, until_all_is_done
+from tests.acceptance.history import faults
+from tests.acceptance.node import SCOPE
+from tests.support import eventually
+
+QUEUES, PAUSES = 100, 5
+# In seconds: longer than anything that makes a node look at its queues.
+OBSERVED = 0.8
+# Neither node has room for all queues.
+CONCURRENCY = "--concurrency=40"
+CREATE = """
+insert into pgqueuetopia.jobs (scope, queue, action, params)
+select $1, 'q' || n % $3, 'work', jsonb_build_object('seconds', 0.005, 'text', $2::text)
+from generate_series(1, $3::int * $4::int) n
+returning queue, id
+"""
+SUSPEND = "update pgqueuetopia.job_configs set value = 'true' where key = 'suspended'"
+RESUME = "update pgqueuetopia.job_configs set value = 'false' where key = 'suspended'"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("jobs", "size", "options"),
+    [
+        pytest.param(60, 10, [], id="small jobs"),
+        pytest.param(60, 10, ["--threads"], id="jobs in threads"),
+        pytest.param(16, 70_000, [], id="large jobs"),
+    ],
+)
+async def test_no_job_starts_once_a_suspension_by_sql_has_committed(
+    cluster: Cluster,
+    connection: Connection,
+    jobs: int,
+    size: int,
+    options: list[str],
+) -> None:
+    order = await create_jobs(connection, jobs, size)
+    for _ in range(2):
+        cluster.start(CONCURRENCY, *options)
+    pauses = []
+    for _ in range(PAUSES):
+        await until_at_work(cluster)
+        pauses.append(await pause(connection))
+    await until_all_is_done(connection, within=60)
+    assert faults(cluster.history(pauses), order) == []
+
+
+async def create_jobs(connection: Connection, jobs: int, size: int) -> dict[str, list[int]]:
+    """The ids of each queue's jobs, in their order; params of at least `size` bytes, however compressed."""
+    text = secrets.token_urlsafe(size)
+    order: dict[str, list[int]] = {}
+    for job in await connection.fetch(CREATE, SCOPE, text, QUEUES, jobs):
+        order.setdefault(job["queue"], []).append(job["id"])
+    return order
+
+
+async def until_at_work(cluster: Cluster) -> None:
+    """Wait until each node has started another fifty jobs."""
+    before = {node: len(node.runs) for node in cluster.nodes}
+    await eventually(lambda: all(len(node.runs) >= before[node] + 50 for node in cluster.nodes))
+
+
+async def pause(connection: Connection) -> tuple[float, float]:
+    """Suspend everything for a while: from when the commit has returned until it is lifted."""
+    await connection.execute(SUSPEND)
+    committed = time.monotonic()
+    await anyio.sleep(OBSERVED)
+    lifted = time.monotonic()
+    await connection.execute(RESUME)
+    return committed, lifted
