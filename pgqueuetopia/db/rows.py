@@ -19,10 +19,10 @@ LONGEST_TRACEBACK = 8_000
 def job_of(row: asyncpg.Record, **known: Any) -> Job:
     """A job from a row of job_states, or from a claimed_job with what the node knows besides."""
     values = dict(row.items()) | known
-    values["params"] = loaded(values["params"])
-    values["errors"] = tuple(loaded(values["errors"]))
-    for name in ("progress", "result"):
-        values[name] = loaded(values.get(name))
+    for name in ("params", "progress", "result"):
+        if values.get(name) is not None:
+            values[name] = loaded(values[name])
+    values["errors"] = () if values["errors"] == "[]" else tuple(loaded(values["errors"]))
     if values["next_attempt_at"] == NEVER:
         values["next_attempt_at"] = None
     return Job(**values)
