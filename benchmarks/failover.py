@@ -1,9 +1,12 @@
 """How long until the queues of a node that was killed -9 run again on another?"""
 
+import random
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import anyio
 
 from benchmarks.figures import Figure, times
 from benchmarks.server import Server
@@ -43,6 +46,8 @@ async def _rounds(
     for round_ in range(1, ROUNDS + 1):
         standby = cluster.start()
         await until_nodes_are_up(app, 2)
+        # It has been asleep for a while, and is anywhere between two of its looks.
+        await anyio.sleep(random.uniform(1.5, 2.5))
         killed_at = time.monotonic()
         cluster.kill(node)
         await _until_all_run_on(standby)

@@ -21,7 +21,7 @@ SLICE = 0.1
 LINGER = 0.02
 LINGER_LOOK = 0.004
 # How often a node looks for the queues of dead nodes while others run.
-RESCUE = 0.5
+RESCUE = 0.4
 HELD_UP_LOOK = 0.02
 # How long the next step waits for claimed jobs to start; it then claims nothing.
 START_PATIENCE = 0.1
@@ -177,7 +177,7 @@ class Scheduler:
             nap, self._sleep.nap = self._sleep.nap, min(self._sleep.nap * 2, LONGEST_NAP)
             return min(nap, soon)
         longest = self.plan.poll_interval if self._sleep.alone else RESCUE
-        return min(soon, longest * random.uniform(0.9, 1.0))
+        return min(soon, longest * random.uniform(1.0, 1.1))
 
     async def _wake_up(self) -> None:
         self._sleep = None
