@@ -138,6 +138,8 @@ class Session:
                 CONFIGS_CHANNEL, lambda *heard: self._hear_config(str(heard[-1]), on_config)
             )
         await self._fetch("announce_node", self.scope)
+        # A step that claims nothing: what is missing, in the database or in our rights, is told now.
+        await self.step([], [], [], [], 0, rescue=False, keep=True)
 
     def _hear_config(self, payload: str, on_config: Callable[[str], None]) -> None:
         scope, key = json.loads(payload)

@@ -98,6 +98,14 @@ def test_a_missing_privilege_is_a_clear_error(fresh_dsn: str, capsys: pytest.Cap
         anyio.run(execute, fresh_dsn, "drop role nobody_much")
 
 
+async def test_a_node_refuses_a_database_that_is_older_than_the_code(fresh_dsn: str) -> None:
+    await migrations.up(fresh_dsn, to=5)
+    async with an_app(fresh_dsn, Recorder()) as app:
+        with pytest.raises(NotMigrated, match=r"python -m pgqueuetopia\.migrate"):
+            async with app.running():
+                pass
+
+
 async def test_an_unmigrated_database_says_to_migrate(fresh_dsn: str) -> None:
     async with an_app(fresh_dsn, Recorder()) as app:
         with pytest.raises(NotMigrated, match=r"python -m pgqueuetopia\.migrate"):

@@ -296,6 +296,23 @@ async def test_nothing_overtakes_a_job_whose_node_died(dsn: str) -> None:
         assert ids(await look(b, done(again))) == [earlier.id]
 
 
+async def test_a_job_that_kills_its_node_is_abandoned_like_any_other(dsn: str) -> None:
+    performer = Recorder()
+    async with an_app(dsn, performer) as app:
+        poison = await app.create_job("q", "poison", max_attempts=10)
+        behind = await app.create_job("q", "work")
+        for n in range(10):
+            async with sessions(dsn, f"n{n}") as [session]:
+                assert ids(await look(session)) == [poison.id]
+                await kill(dsn, f"n{n}")
+        async with app.running():
+            await eventually(lambda: performer.performed)
+        abandoned = await app.get_job(poison)
+    assert performer.ids == [behind.id]
+    assert (abandoned.state, abandoned.attempts) == ("abandoned", 10)
+    assert "died" in abandoned.errors[-1]["error"]
+
+
 async def test_a_row_left_by_a_dead_node_is_taken_only_by_a_rescue(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a", "b") as [_, b]:
         async with sessions(dsn, "c") as [c]:
