@@ -22,6 +22,9 @@ class Options:
     job_retention: how long a job is kept after it has ended; 0 removes it as it ends.
     cleanup_interval: how often old jobs are removed.
     shutdown: how long a node that leaves lets its jobs run, before it cancels them.
+    session_timeout: how long, at most, a node that was cut off from the database keeps its queues. It has
+        stopped its jobs by then; a killed process lets go at once. A node whose event loop stalls for longer
+        loses its queues, too.
     disabled: start no node at all (for consoles and tests).
     """
 
@@ -31,6 +34,7 @@ class Options:
     job_retention: Seconds = timedelta(days=7)
     cleanup_interval: Seconds = 600
     shutdown: Seconds = 30
+    session_timeout: Seconds = 15
     disabled: bool = False
 
 
@@ -51,6 +55,7 @@ def _faults(options: Options) -> Iterator[str]:
     yield from _duration_faults("cleanup_interval", options.cleanup_interval, least=0.001)
     yield from _duration_faults("job_retention", options.job_retention, least=0)
     yield from _duration_faults("shutdown", options.shutdown, least=0)
+    yield from _duration_faults("session_timeout", options.session_timeout, least=1)
     if isinstance(options.concurrency, bool) or not isinstance(options.concurrency, int):
         yield "concurrency must be an integer"
     elif options.concurrency < 1:

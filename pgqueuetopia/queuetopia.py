@@ -48,6 +48,7 @@ class Queuetopia(Operations):
     job_retention: Seconds = timedelta(days=7)
     cleanup_interval: Seconds = 600
     shutdown: Seconds = 30
+    session_timeout: Seconds = 15
     disabled: bool = False
 
     def __init__(self, **given: Any) -> None:
@@ -194,6 +195,7 @@ class Queuetopia(Operations):
             concurrency=self.concurrency,
             poll_interval=as_timedelta(self.poll_interval).total_seconds(),
             shutdown=as_timedelta(self.shutdown).total_seconds(),
+            session_timeout=as_timedelta(self.session_timeout).total_seconds(),
             job_retention=as_timedelta(self.job_retention),
             cleanup_interval=as_timedelta(self.cleanup_interval).total_seconds(),
             pause=self._pause,

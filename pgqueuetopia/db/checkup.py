@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import asyncpg
 
-from pgqueuetopia.db.driver import CLIENT_DEADLINE, Connection, translated
+from pgqueuetopia.db.driver import CONNECT_TIMEOUT, Connection, translated
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.statements import SQL
 
@@ -136,14 +136,14 @@ async def connected(dsn: str | None) -> AsyncIterator[Checkup]:
     """A connection that works through any pooler. Raises DatabaseUnavailable."""
     with translated():
         connection = await asyncpg.connect(
-            dsn, timeout=CLIENT_DEADLINE, command_timeout=LONGEST_CHECK, statement_cache_size=0
+            dsn, timeout=CONNECT_TIMEOUT, command_timeout=LONGEST_CHECK, statement_cache_size=0
         )
     try:
         # The first question is asked for the time alone: it would count the parsing as the clock's.
         await Checkup(connection)._fetch("checkup_sight")
         yield Checkup(connection)
     finally:
-        with anyio.move_on_after(CLIENT_DEADLINE):
+        with anyio.move_on_after(CONNECT_TIMEOUT):
             await connection.close()
         connection.terminate()
 

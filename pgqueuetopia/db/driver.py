@@ -18,9 +18,8 @@ from pgqueuetopia.errors import (
     QueuetopiaError,
 )
 
-# The client gives up on a statement before the server gives up on the client, and hands its locks on.
-CLIENT_DEADLINE = 10
-SERVER_DEADLINE = 15
+# In seconds: how long a new connection, and a statement that is not a node's, may take.
+CONNECT_TIMEOUT = 10
 
 # A caller's own connection comes from a pool as a proxy.
 # The classes are generic for the type checker alone, hence the strings.
@@ -103,7 +102,7 @@ def translation(error: Exception) -> QueuetopiaError:
             return DatabaseRefused(f"{type(error).__name__}: {error}")
 
 
-def keep_alive(connection: Connection, *, timeout: int) -> None:
+def keep_alive(connection: Connection, *, timeout: float) -> None:
     """Have the kernel notice within about `timeout` seconds that the server is gone: asyncpg does not."""
     transport = getattr(connection, "_transport", None)
     found: socket.socket | None = transport.get_extra_info("socket") if transport else None
@@ -111,10 +110,10 @@ def keep_alive(connection: Connection, *, timeout: int) -> None:
         return
     found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
-        ("TCP_KEEPIDLE", timeout // 3),
-        ("TCP_KEEPINTVL", timeout // 6),
+        ("TCP_KEEPIDLE", max(1, int(timeout / 3))),
+        ("TCP_KEEPINTVL", max(1, int(timeout / 6))),
         ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", timeout * 1000),
+        ("TCP_USER_TIMEOUT", int(timeout * 1000)),
     ):
         if hasattr(socket, name):
             found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

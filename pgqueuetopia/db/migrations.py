@@ -9,7 +9,7 @@ from pathlib import Path
 
 import asyncpg
 
-from pgqueuetopia.db.driver import CLIENT_DEADLINE, Connection, resolved_dsn, translated
+from pgqueuetopia.db.driver import CONNECT_TIMEOUT, Connection, resolved_dsn, translated
 from pgqueuetopia.errors import MigrationFailed
 
 LOCK = "select pg_advisory_lock(hashtextextended('pgqueuetopia.migrations', 0))"
@@ -160,7 +160,7 @@ async def _connected(dsn: str | None) -> AsyncIterator[Connection]:
     with translated():
         connection = await asyncpg.connect(
             resolved_dsn(dsn),
-            timeout=CLIENT_DEADLINE,
+            timeout=CONNECT_TIMEOUT,
             server_settings={"application_name": "pgqueuetopia migrate"},
         )
         try:

@@ -7,16 +7,11 @@ from datetime import datetime
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import asyncpg
 
 from pgqueuetopia.db import rows
-from pgqueuetopia.db.driver import (
-    CLIENT_DEADLINE,
-    SERVER_DEADLINE,
-    Connection,
-    keep_alive,
-    translated,
-)
+from pgqueuetopia.db.driver import CONNECT_TIMEOUT, Connection, keep_alive, translated
 from pgqueuetopia.db.statements import SQL
 from pgqueuetopia.errors import DatabaseUnavailable, Misconfigured
 from pgqueuetopia.job import Job
@@ -30,12 +25,6 @@ SERVER_SETTINGS = {
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "lock_timeout": "200ms",
-    "statement_timeout": f"{SERVER_DEADLINE}s",
-    "idle_in_transaction_session_timeout": f"{SERVER_DEADLINE}s",
-    "tcp_keepalives_idle": "5",
-    "tcp_keepalives_interval": "3",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": str(SERVER_DEADLINE * 1000),
     # The plans of step() walk indexes from a few rows, whatever the statistics say.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -47,6 +36,40 @@ SERVER_SETTINGS = {
     "enable_sort": "off",
     "jit": "off",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """When each side gives the other up, in seconds, from how long a node may keep its queues unheard.
+
+    A node that has heard nothing for `heartbeat` asks, and gives up `client` later: it stops its jobs
+    before the server, after `server`, gives up on the node and hands its locks on.
+    """
+
+    server: float
+
+    @property
+    def heartbeat(self) -> float:
+        """How often a node that is idle asks for a sign of life."""
+        return self.server / 4
+
+    @property
+    def client(self) -> float:
+        """How long a node waits for an answer."""
+        return self.server / 2
+
+    def settings(self) -> dict[str, str]:
+        """The server's side of it."""
+        milliseconds = str(int(self.server * 1000))
+        return {
+            "statement_timeout": milliseconds,
+            "idle_in_transaction_session_timeout": milliseconds,
+            "idle_session_timeout": milliseconds,
+            "tcp_user_timeout": milliseconds,
+            "tcp_keepalives_idle": str(max(1, int(self.server / 3))),
+            "tcp_keepalives_interval": str(max(1, int(self.server / 6))),
+            "tcp_keepalives_count": "3",
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +106,15 @@ class Stepped:
 class Session:
     """One node on the database. Any error means that the session, and every lock it held, is lost."""
 
-    def __init__(self, connection: Connection, scope: str, node: str) -> None:
+    def __init__(self, connection: Connection, scope: str, node: str, deadlines: Deadlines) -> None:
+        self.deadlines = deadlines
         self.scope = scope
         self.node = node
         self._connection = connection
         self._starting = False
         self.sleeping = False
+        self._ping = f"ping {node}"
+        self._answered = False
 
     @classmethod
     async def open(
@@ -100,20 +126,24 @@ class Session:
         on_jobs: Callable[[], None],
         on_config: Callable[[str], None],
         on_lost: Callable[[], None],
+        timeout: float = 15,
     ) -> "Session":
         """Connect, listen, and be seen by the other nodes.
 
+        After `timeout` seconds without a sign of life the server drops the session, and its locks with it.
         The callbacks ring when jobs came in, when a config of the scope changed (with its key), and when the
         session is lost. Raises DatabaseUnavailable, and Misconfigured where a pooler stands between.
         """
+        deadlines = Deadlines(timeout)
+        name = {"application_name": f"pgqueuetopia {node}"}
         with translated():
             connection = await asyncpg.connect(
                 dsn,
-                timeout=CLIENT_DEADLINE,
-                command_timeout=CLIENT_DEADLINE,
-                server_settings={**SERVER_SETTINGS, "application_name": f"pgqueuetopia {node}"},
+                timeout=CONNECT_TIMEOUT,
+                command_timeout=deadlines.client,
+                server_settings=SERVER_SETTINGS | deadlines.settings() | name,
             )
-        session = cls(connection, scope, node)
+        session = cls(connection, scope, node, deadlines)
         try:
             await session._prepare(on_jobs, on_config)
         except BaseException:
@@ -123,7 +153,7 @@ class Session:
         return session
 
     async def _prepare(self, on_jobs: Callable[[], None], on_config: Callable[[str], None]) -> None:
-        keep_alive(self._connection, timeout=SERVER_DEADLINE)
+        keep_alive(self._connection, timeout=self.deadlines.server)
         with translated():
             [[backend]] = await self._connection.fetch("select pg_backend_pid()")
             if backend != self._connection.get_server_pid():
@@ -132,7 +162,7 @@ class Session:
                     "Give Repo(dsn, session_dsn=...) or $PGQUEUETOPIA_SESSION_DSN the server's own address."
                 )
             await self._connection.add_listener(
-                JOBS_CHANNEL, lambda *heard: on_jobs() if heard[-1] == self.scope else None
+                JOBS_CHANNEL, lambda *heard: self._hear_jobs(str(heard[-1]), on_jobs)
             )
             await self._connection.add_listener(
                 CONFIGS_CHANNEL, lambda *heard: self._hear_config(str(heard[-1]), on_config)
@@ -140,6 +170,12 @@ class Session:
         await self._fetch("announce_node", self.scope)
         # A step that claims nothing: what is missing, in the database or in our rights, is told now.
         await self.step([], [], [], [], 0, rescue=False, keep=True)
+
+    def _hear_jobs(self, payload: str, on_jobs: Callable[[], None]) -> None:
+        if payload == self._ping:
+            self._answered = True
+        elif payload == self.scope:
+            on_jobs()
 
     def _hear_config(self, payload: str, on_config: Callable[[str], None]) -> None:
         scope, key = json.loads(payload)
@@ -211,6 +247,15 @@ class Session:
         if self.sleeping:
             self.sleeping = False
             await self._fetch("wake_up", self.scope)
+
+    async def ping(self) -> None:
+        """Is the session alive, and do notifications arrive? Raises DatabaseUnavailable if not."""
+        self._answered = False
+        await self._fetch("ping", self._ping)
+        # What the server notifies comes before its answer, and is heard in the next turn of the loop.
+        await anyio.lowlevel.checkpoint()
+        if not self._answered:
+            raise DatabaseUnavailable("Notifications do not arrive any longer.")
 
     async def configs(self) -> list[tuple[str, str, str]]:
         """The configs that speak to this scope, as (scope, key, value)."""

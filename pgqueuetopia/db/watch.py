@@ -6,8 +6,7 @@ import anyio
 import asyncpg
 
 from pgqueuetopia.db.driver import (
-    CLIENT_DEADLINE,
-    SERVER_DEADLINE,
+    CONNECT_TIMEOUT,
     Connection,
     keep_alive,
     translated,
@@ -56,10 +55,10 @@ class Watch:
     async def _connect(self) -> Connection:
         with translated():
             connection = await asyncpg.connect(
-                self._repo.session_dsn, timeout=CLIENT_DEADLINE, command_timeout=CLIENT_DEADLINE
+                self._repo.session_dsn, timeout=CONNECT_TIMEOUT, command_timeout=CONNECT_TIMEOUT
             )
             self._connection = connection
-            keep_alive(connection, timeout=SERVER_DEADLINE)
+            keep_alive(connection, timeout=CONNECT_TIMEOUT)
             connection.add_termination_listener(lambda _: self._heard.set())
             await connection.add_listener(CONFIGS_CHANNEL, lambda *_: self._heard.set())
         return connection

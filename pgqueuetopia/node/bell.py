@@ -18,11 +18,13 @@ class Bell:
         """There is news."""
         self._rung.set()
 
-    async def wait(self, timeout: float) -> None:
-        """Wait until it rings, or `timeout` seconds."""
+    async def wait(self, timeout: float) -> bool:
+        """Wait until it rings, or `timeout` seconds; whether it rang."""
         with anyio.move_on_after(timeout):
             await self._rung.wait()
+        rang = self.rung
         self.hear()
+        return rang
 
     def hear(self) -> None:
         """What rang until now is known."""

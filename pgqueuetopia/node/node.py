@@ -19,6 +19,7 @@ from pgqueuetopia.node.cleaner import clean_for_ever
 from pgqueuetopia.node.execution import Execution, Listener
 from pgqueuetopia.node.plan import Plan
 from pgqueuetopia.node.scheduler import Scheduler
+from pgqueuetopia.node.stalls import report_stalls
 from pgqueuetopia.performer import Performer
 
 log = structlog.get_logger("pgqueuetopia")
@@ -62,6 +63,7 @@ class Node:
         # A job's task is asyncio's own: anyio's start_soon costs six times as much, 26 µs of a job's time.
         async with asyncio.TaskGroup() as jobs, anyio.create_task_group() as tasks:
             tasks.start_soon(clean_for_ever, self._repo, self._plan, name="cleaner")
+            tasks.start_soon(report_stalls, self._log, name="stalls")
             self._log.info("node_started")
             task_status.started()
             while session is not None:
@@ -106,16 +108,16 @@ class Node:
 
     async def _next_session(self, *, patient: bool = True) -> Session | None:
         """Connect again and again, until it works or the node leaves."""
-        pause = FIRST_PAUSE
+        pause, told = FIRST_PAUSE, ""
         while not self._leaving.is_set():
             try:
                 return await self._connect()
-            except DatabaseUnavailable:
-                pass
             except QueuetopiaError as error:
-                if not patient:
+                if not (patient or isinstance(error, DatabaseUnavailable)):
                     raise
-                self._log.error("cannot_resume", error=str(error))
+                if str(error) != told:
+                    told = str(error)
+                    self._log.warning("cannot_resume", error=told)
             with anyio.move_on_after(pause * random.uniform(0.5, 1.0)):
                 await self._leaving.wait()
             pause = min(pause * 2, LONGEST_PAUSE)
@@ -130,6 +132,7 @@ class Node:
             on_jobs=self._bell.ring,
             on_config=self._hear_config,
             on_lost=self._lose,
+            timeout=self._plan.session_timeout,
         )
         try:
             self._on_configs(await session.configs())

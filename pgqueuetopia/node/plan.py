@@ -24,6 +24,7 @@ class Plan:
     concurrency: int
     poll_interval: float
     shutdown: float
+    session_timeout: float
     job_retention: timedelta
     cleanup_interval: float
     pause: Pause

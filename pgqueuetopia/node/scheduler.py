@@ -150,7 +150,17 @@ class Scheduler:
                 await anyio.sleep(START_LOOK)
         if not (self.starting or self.bell.rung):
             await self.session.started()
-            await self.bell.wait(await self._pause(stepped))
+            await self._wait(await self._pause(stepped))
+
+    async def _wait(self, pause: float) -> None:
+        """Wait for the bell, and ask now and then whether the session is alive."""
+        heartbeat = self.session.deadlines.heartbeat
+        while pause > heartbeat:
+            if await self.bell.wait(heartbeat):
+                return
+            await self.session.ping()
+            pause -= heartbeat
+        await self.bell.wait(pause)
 
     async def _pause(self, stepped: Stepped) -> float:
         """How long nothing needs to be looked at, in seconds."""

@@ -82,7 +82,8 @@ def ids(stepped: Stepped) -> list[int]:
 async def backend(connection: "asyncpg.Connection[asyncpg.Record]", node: str) -> int:
     return int(
         await connection.fetchval(
-            "select pid from pg_stat_activity where application_name = $1", f"pgqueuetopia {node}"
+            "select pid from pg_stat_activity where datname = current_database() and application_name = $1",
+            f"pgqueuetopia {node}",
         )
     )
 

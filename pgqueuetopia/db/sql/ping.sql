@@ -1,0 +1,2 @@
+-- A sign of life, to and fro.
+select pg_notify('pgqueuetopia_jobs', $1::text)

@@ -1,0 +1,201 @@
+"""A node that loses its session stops its jobs, connects again, and loses nothing."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+import structlog
+
+from pgqueuetopia import Job, Misconfigured, Repo
+from pgqueuetopia.db import session
+from tests.proxy import a_proxy
+from tests.support import Recorder, an_app, eventually
+
+END_SESSIONS = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and application_name like 'pgqueuetopia %'
+"""
+
+
+class Held(Recorder):
+    """Jobs run until they are let go; remembers when each began and ended."""
+
+    def __init__(self) -> None:
+        super().__init__(self._hold)
+        self.let_go = anyio.Event()
+        self.runs: list[tuple[float, float]] = []
+
+    async def _hold(self, job: Job) -> None:
+        began = time.monotonic()
+        try:
+            await self.let_go.wait()
+        finally:
+            self.runs.append((began, time.monotonic()))
+
+
+async def test_a_job_of_a_lost_session_is_stopped_and_runs_again_without_a_spent_attempt(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    performer = Held()
+    async with an_app(dsn, performer) as app, app.running():
+        job = await app.create_job("q", "a")
+        await eventually(lambda: performer.performed)
+        await connection.execute(END_SESSIONS)
+        await eventually(lambda: len(performer.performed) == 2)
+        performer.let_go.set()
+        await eventually(lambda: is_in(app, job, "succeeded"))
+        assert (await app.get_job(job)).attempts == 1
+        assert (await app.get_job(job)).claim == 2
+    assert len(performer.runs) == 2
+    assert performer.runs[0][1] <= performer.runs[1][0], "the two runs do not overlap"
+
+
+async def is_in(app: Any, job: Job, state: str) -> bool:
+    return bool((await app.get_job(job)).state == state)
+
+
+async def test_a_node_that_lost_its_session_hears_and_obeys_as_before(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    performer = Recorder()
+    async with an_app(dsn, performer) as app, app.running():
+        await connection.execute(END_SESSIONS)
+        await app.create_job("q", "a")
+        await eventually(lambda: performer.performed)
+        await app.suspend()
+        await app.create_job("q", "a")
+        assert len(performer.performed) == 1
+        await app.resume()
+        await eventually(lambda: len(performer.performed) == 2)
+
+
+async def test_an_outcome_that_came_in_while_the_session_was_lost_is_saved_late(dsn: str) -> None:
+    async with a_proxy(dsn) as (proxy, through):
+        performer = Recorder(lambda job: anyio.sleep(0.05))
+        repo = Repo(dsn, session_dsn=through)
+        async with an_app(dsn, performer, repo=repo, session_timeout=1) as app, app.running():
+            job = await app.create_job("q", "a")
+            await eventually(lambda: performer.performed)
+            proxy.black_hole()
+            await eventually(lambda: is_in(app, job, "succeeded"))
+            proxy.heal()
+            assert (await app.get_job(job)).claim == 1
+    assert len(performer.performed) == 1
+
+
+@pytest.mark.slow
+async def test_a_node_that_is_cut_off_stops_before_another_starts(dsn: str) -> None:
+    """The black hole: neither side is told, and both have to notice."""
+    cut_off, other = Held(), Held()
+    async with a_proxy(dsn) as (proxy, through):
+        repo = Repo(dsn, session_dsn=through)
+        async with (
+            an_app(dsn, cut_off, repo=repo, session_timeout=2) as app,
+            an_app(dsn, other, session_timeout=2) as second,
+            app.running(),
+        ):
+            await app.create_job("q", "a")
+            await eventually(lambda: cut_off.performed)
+            async with second.running():
+                proxy.black_hole()
+                await eventually(lambda: other.performed)
+                assert len(cut_off.runs) == 1
+                other.let_go.set()
+                proxy.heal()
+                await eventually(lambda: other.runs)
+    assert cut_off.runs[0][1] < other.runs[0][0]
+
+
+async def test_a_reset_connection_is_replaced(dsn: str) -> None:
+    async with a_proxy(dsn) as (proxy, through):
+        performer = Recorder()
+        repo = Repo(dsn, session_dsn=through)
+        async with an_app(dsn, performer, repo=repo) as app, app.running():
+            for n in range(3):
+                await proxy.reset()
+                await app.create_job("q", "a")
+                await eventually(partial(has_performed, performer, n + 1))
+
+
+def has_performed(performer: Recorder, jobs: int) -> bool:
+    return len(performer.performed) == jobs
+
+
+async def test_a_node_that_starts_before_its_database_waits_for_it(dsn: str) -> None:
+    async with a_proxy(dsn) as (_, through):
+        performer = Recorder()
+        started = anyio.Event()
+        repo = Repo(dsn, session_dsn=f"{through}_which_is_not_there_yet")
+        async with an_app(dsn, performer, repo=repo) as app, anyio.create_task_group() as tasks:
+
+            async def run() -> None:
+                async with app.running():
+                    started.set()
+                    await eventually(lambda: performer.performed)
+
+            with structlog.testing.capture_logs() as logs:
+                tasks.start_soon(run)
+                await app.create_job("q", "a")
+                await eventually(lambda: [log for log in logs if log["event"] == "database_unavailable"])
+            assert not started.is_set()
+            app.repo._session_dsn = through
+        assert started.is_set()
+
+
+async def test_an_idle_session_gives_signs_of_life(dsn: str) -> None:
+    performer = Recorder()
+    async with an_app(dsn, performer, session_timeout=1) as app, app.running():
+        with structlog.testing.capture_logs() as logs:
+            await pings(dsn, 3)
+            await app.create_job("q", "a")
+            await eventually(lambda: performer.performed)
+        assert [log for log in logs if log["event"] == "session_lost"] == []
+
+
+async def pings(dsn: str, number: int) -> None:
+    """Wait until so many signs of life were heard."""
+    heard: list[object] = []
+
+    def hear(*notified: Any) -> None:
+        if str(notified[-1]).startswith("ping "):
+            heard.append(notified)
+
+    listener = await asyncpg.connect(dsn)
+    await listener.add_listener(session.JOBS_CHANNEL, hear)
+    await eventually(lambda: len(heard) >= number)
+    await listener.close()
+
+
+@pytest.mark.slow
+async def test_a_performer_that_blocks_the_loop_is_reported_and_its_node_comes_back(dsn: str) -> None:
+    def block(job: Job) -> None:
+        if job.attempts == 1:
+            time.sleep(2.2)
+
+    async def perform(job: Job) -> None:
+        block(job)
+
+    performer = Recorder(perform)
+    async with an_app(dsn, performer, session_timeout=1.2) as app, app.running():
+        with structlog.testing.capture_logs() as logs:
+            job = await app.create_job("q", "a")
+            await eventually(lambda: is_in(app, job, "succeeded"))
+            await eventually(logged(logs, "event_loop_stalled"))
+
+
+def logged(logs: Any, event: str) -> Callable[[], bool]:
+    return lambda: any(log["event"] == event for log in logs)
+
+
+async def test_a_pooler_between_a_node_and_its_database_is_refused(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asyncpg.Connection, "get_server_pid", lambda self: 1)
+    async with an_app(dsn, Recorder()) as app:
+        with pytest.raises(Misconfigured, match="session_dsn"):
+            async with app.running():
+                pass
