@@ -56,8 +56,10 @@ begin
     where q.scope = p_scope and q.priority < v_priority;
   end loop;
   -- failpoint: locked
-  if not p_careful and cardinality(v_surplus) > 0 then
-    delete from pgqueuetopia.run_queue q where q.id = any (v_surplus);
+  if cardinality(v_surplus) > 0 then
+    delete from pgqueuetopia.run_queue q where q.id = any (array(
+      select s.id from pgqueuetopia.run_queue s where s.id = any (v_surplus) for update skip locked
+    ));
   end if;
   if cardinality(v_rows) > 0 then
     queues := pgqueuetopia.take(p_scope, v_rows, queues, p_careful);
@@ -139,6 +141,7 @@ as $$
       select r.id from pgqueuetopia.run_queue r
       where r.scope = p_scope and r.queue = o.queue and not r.taken
       offset 0
+      for update skip locked
     ) r
   ))
 $$;

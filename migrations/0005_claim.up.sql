@@ -38,7 +38,8 @@ create type pgqueuetopia.claimed_job as (
 -- due. Rows of a queue without a due head go in the same statement, so that a job which commits now is
 -- not seen and its row not removed. Looks at the queues that go on and whose slice is over or not, as
 -- asked, and at those just acquired. A queue whose slice is over goes on only where there is room to spare;
--- one whose job could not be saved is not looked at.
+-- one whose job could not be saved is not looked at. A careful look passes over heads that somebody has
+-- locked (skipped): their queues are looked at again a second later.
 create function pgqueuetopia.claim(
   p_scope text,
   p_node text,
@@ -57,7 +58,8 @@ create function pgqueuetopia.claim(
   p_careful boolean,
   out claimed pgqueuetopia.claimed_job[],
   out again text[],
-  out let_go text[]
+  out let_go text[],
+  out skipped boolean
 )
 language plpgsql
 as $$
@@ -148,8 +150,9 @@ begin
         select r.id from pgqueuetopia.run_queue r
         where r.scope = p_scope and r.queue = l.queue
         offset 0
+        for update skip locked
       ) r
-      where not l.due and not p_careful
+      where not l.due or (p_careful and l.id not in (select f.id from free f))
     ))
   ),
   left_behind as (
@@ -165,8 +168,9 @@ begin
     (select coalesce(array_agg(c.job), '{}') from claiming c),
     -- Due, but ended by somebody else in this very moment: still ours, to be looked at again.
     coalesce(array_agg(l.queue) filter (where l.due and not p_careful), '{}'),
-    coalesce(array_agg(l.queue) filter (where not l.due or p_careful), '{}')
-  into claimed, again, let_go
+    coalesce(array_agg(l.queue) filter (where not l.due or p_careful), '{}'),
+    coalesce(bool_or(l.due and p_careful), false)
+  into claimed, again, let_go, skipped
   from look l
   where l.queue not in (select c.queue from claiming c);
 end

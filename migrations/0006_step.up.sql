@@ -75,6 +75,8 @@ create procedure pgqueuetopia.step(
   inout again text[],
   inout suspended boolean,
   inout held_up boolean,
+  -- whether somebody's transaction holds rows that we want: the next steps had better be careful, too
+  inout careful boolean,
   inout next_ready_in double precision,
   inout horizon bigint
 )
@@ -82,7 +84,9 @@ language plpgsql
 as $$
 declare
   v_now timestamptz;
-  v_careful boolean := false;
+  v_careful boolean := careful;
+  v_skipped boolean;
+  v_skipped_too boolean := false;
   v_may_start boolean;
   v_some_queue_suspended boolean;
   v_acquired text[];
@@ -119,7 +123,7 @@ begin
       v_now := clock_timestamp();
       -- Those that go on come first; what they leave of the room is for others; a queue whose slice is over
       -- goes on only where that is not needed.
-      select c.* into claimed, again, v_let_go from pgqueuetopia.claim(
+      select c.* into claimed, again, v_let_go, v_skipped from pgqueuetopia.claim(
         p_scope, p_node, p_ids, p_queues, p_after_at, p_after_id, p_slice_over, false, p_avoid, '{}',
         busy, 0, suspended or not v_may_start, v_some_queue_suspended, v_careful
       ) c;
@@ -131,16 +135,17 @@ begin
         ) a;
       end if;
       if cardinality(v_acquired) > 0 or true = any (p_slice_over) then
-        select step.claimed || c.claimed, step.again || c.again, v_let_go || c.let_go
-        into claimed, again, v_let_go
+        select step.claimed || c.claimed, step.again || c.again, v_let_go || c.let_go, c.skipped
+        into claimed, again, v_let_go, v_skipped_too
         from pgqueuetopia.claim(
           p_scope, p_node, p_ids, p_queues, p_after_at, p_after_id, p_slice_over, true, p_avoid, v_acquired,
           busy, v_room - cardinality(v_acquired), suspended or not v_may_start, v_some_queue_suspended, v_careful
         ) c;
       end if;
-      if p_rescue and not v_careful then
+      if p_rescue then
         perform pgqueuetopia.tidy(p_scope, p_running);
       end if;
+      careful := cardinality(busy) > 0 or v_skipped or v_skipped_too;
       exit;
     exception when lock_not_available then
       -- Somebody's transaction holds a row that we want: do it again, around what is locked.

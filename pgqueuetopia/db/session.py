@@ -99,6 +99,7 @@ class Stepped:
     again: list[str]
     suspended: bool
     held_up: bool
+    careful: bool
     next_ready_in: float | None
     horizon: int
 
@@ -124,6 +125,7 @@ class Session:
         node: str,
         *,
         on_jobs: Callable[[], None],
+        on_join: Callable[[], None],
         on_config: Callable[[str], None],
         on_lost: Callable[[], None],
         timeout: float = 15,
@@ -131,8 +133,9 @@ class Session:
         """Connect, listen, and be seen by the other nodes.
 
         After `timeout` seconds without a sign of life the server drops the session, and its locks with it.
-        The callbacks ring when jobs came in, when a config of the scope changed (with its key), and when the
-        session is lost. Raises DatabaseUnavailable, and Misconfigured where a pooler stands between.
+        The callbacks ring when jobs came in, when another node joined, when a config of the scope changed
+        (with its key), and when the session is lost. Raises DatabaseUnavailable, and Misconfigured where a
+        pooler stands between.
         """
         deadlines = Deadlines(timeout)
         name = {"application_name": f"pgqueuetopia {node}"}
@@ -145,14 +148,19 @@ class Session:
             )
         session = cls(connection, scope, node, deadlines)
         try:
-            await session._prepare(on_jobs, on_config)
+            await session._prepare(on_jobs, on_join, on_config)
         except BaseException:
             session.abort()
             raise
         connection.add_termination_listener(lambda _: on_lost())
         return session
 
-    async def _prepare(self, on_jobs: Callable[[], None], on_config: Callable[[str], None]) -> None:
+    async def _prepare(
+        self,
+        on_jobs: Callable[[], None],
+        on_join: Callable[[], None],
+        on_config: Callable[[str], None],
+    ) -> None:
         keep_alive(self._connection, timeout=self.deadlines.server)
         with translated():
             [[backend]] = await self._connection.fetch("select pg_backend_pid()")
@@ -162,7 +170,7 @@ class Session:
                     "Give Repo(dsn, session_dsn=...) or $PGQUEUETOPIA_SESSION_DSN the server's own address."
                 )
             await self._connection.add_listener(
-                JOBS_CHANNEL, lambda *heard: self._hear_jobs(str(heard[-1]), on_jobs)
+                JOBS_CHANNEL, lambda *heard: self._hear_jobs(str(heard[-1]), on_jobs, on_join)
             )
             await self._connection.add_listener(
                 CONFIGS_CHANNEL, lambda *heard: self._hear_config(str(heard[-1]), on_config)
@@ -171,9 +179,11 @@ class Session:
         # A step that claims nothing: what is missing, in the database or in our rights, is told now.
         await self.step([], [], [], [], 0, rescue=False, keep=True)
 
-    def _hear_jobs(self, payload: str, on_jobs: Callable[[], None]) -> None:
+    def _hear_jobs(self, payload: str, on_jobs: Callable[[], None], on_join: Callable[[], None]) -> None:
         if payload == self._ping:
             self._answered = True
+        elif payload == f"joined {self.scope}":
+            on_join()
         elif payload == self.scope:
             on_jobs()
 
@@ -193,10 +203,12 @@ class Session:
         rescue: bool,
         keep: bool,
         started: bool = True,
+        careful: bool = False,
     ) -> Stepped:
         """Persist what ended and claim the next jobs, for all queues of this node, in one round trip.
 
-        Unless everything that was claimed before has `started`, `room` must be 0.
+        Unless everything that was claimed before has `started`, `room` must be 0. A `careful` step passes
+        over rows that somebody has locked; another one waits for them a little, and then becomes careful.
         """
         [row] = await self._fetch(
             "step",
@@ -213,6 +225,7 @@ class Session:
             rescue,
             keep,
             self._starting and started,
+            careful,
         )
         claimed = [rows.job_of(job, scope=self.scope, state="executing") for job in row["claimed"]]
         self._starting = bool(claimed) or (self._starting and not started)
@@ -223,6 +236,7 @@ class Session:
             again=row["again"],
             suspended=row["suspended"],
             held_up=row["held_up"],
+            careful=row["careful"],
             next_ready_in=row["next_ready_in"],
             horizon=row["horizon"],
         )

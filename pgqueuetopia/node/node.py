@@ -130,6 +130,7 @@ class Node:
             self._plan.scope,
             self.name,
             on_jobs=self._bell.ring,
+            on_join=self._join,
             on_config=self._hear_config,
             on_lost=self._lose,
             timeout=self._plan.session_timeout,
@@ -200,6 +201,10 @@ class Node:
     def _hear_config(self, key: str) -> None:
         self._configs_changed = True
         self._bell.ring()
+
+    def _join(self) -> None:
+        if self._scheduler is not None:
+            self._scheduler.join()
 
     def _lose(self) -> None:
         self._lost = True

@@ -25,6 +25,10 @@ RESCUE = 0.4
 HELD_UP_LOOK = 0.02
 # How long the next step waits for claimed jobs to start; it then claims nothing.
 START_PATIENCE = 0.1
+# How long a node stays careful after it met rows that somebody has locked.
+CAREFUL = 5.0
+# How often a node that sleeps beside others asks whether they are still there.
+COMPANY = 10.0
 START_LOOK = 0.0005
 BUSY_LOOK = 0.1
 FIRST_NAP = 0.001
@@ -37,7 +41,12 @@ class Sleep:
 
     horizon: int
     alone: bool
+    since: float
     nap: float = FIRST_NAP
+
+    def knows_its_company(self, now: float) -> bool:
+        """Who sleeps alone is told when another node joins; who does not must ask whether it has left."""
+        return self.alone or now - self.since < COMPANY
 
 
 @dataclass(slots=True)
@@ -57,6 +66,8 @@ class Scheduler:
     _sleep: Sleep | None = None
     _last_claim: float = 0.0
     _last_rescue: float = 0.0
+    _careful_until: float = 0.0
+    _joined: bool = False
 
     async def run(self) -> None:
         """Until this node leaves and all that it ran is written."""
@@ -64,6 +75,11 @@ class Scheduler:
         while self.running or self.ended or not self.leaving:
             await self._rest(stepped)
             stepped = await self._step()
+
+    def join(self) -> None:
+        """Another node has started: we are not alone any longer."""
+        self._joined = True
+        self.bell.ring()
 
     def begin(self, job: Job) -> None:
         """A job that was claimed has been started; may be called by any thread."""
@@ -113,33 +129,42 @@ class Scheduler:
             rescue=rescue,
             keep=self.plan.keeps_finished_jobs,
             started=not self.starting,
+            careful=now < self._careful_until,
         )
 
     def _take_in(self, ended: list[Ended], stepped: Stepped) -> None:
         """Start what was claimed; what could not be saved, or is to be looked at again, stays held."""
-        slices = {one.queue: one.slice_since for one in ended}
-        for one in ended:
-            if one.job is None:
-                continue
-            if one.job.id in stepped.busy:
-                self.ended.append(one)
-            elif one.job.id in stepped.saved:
-                self.on_saved(one)
-            else:
-                log.warning("outcome_lost", job=one.job.id, queue=one.queue, claim=one.job.claim)
         now = anyio.current_time()
+        for one in ended:
+            self._after_saving(one, stepped)
         self.ended += [Ended(queue=queue, slice_since=now) for queue in stepped.again]
+        slices = {one.queue: one.slice_since for one in ended}
         for job in stepped.claimed:
             since = slices.get(job.queue, now)
             self.running[job.queue] = since if now - since <= SLICE else now
-            if self.leaving or self.plan.pause.holds(job.queue):
-                # Claimed by a step that was under way when we were told to stop.
-                self.end(job, Settlement.interrupted(), None)
-            else:
-                self.starting.add(job.id)
-                self.start(job)
+            self._start(job)
         if stepped.claimed:
             self._last_claim = now
+        if stepped.careful:
+            self._careful_until = now + CAREFUL
+
+    def _after_saving(self, one: Ended, stepped: Stepped) -> None:
+        if one.job is None:
+            return
+        if one.job.id in stepped.busy:
+            self.ended.append(one)
+        elif one.job.id in stepped.saved:
+            self.on_saved(one)
+        else:
+            log.warning("outcome_lost", job=one.job.id, queue=one.queue, claim=one.job.claim)
+
+    def _start(self, job: Job) -> None:
+        """Start a job, or give it back: the step that claimed it was under way when we were told to stop."""
+        if self.leaving or self.plan.pause.holds(job.queue):
+            self.end(job, Settlement.interrupted(), None)
+        else:
+            self.starting.add(job.id)
+            self.start(job)
 
     async def _rest(self, stepped: Stepped) -> None:
         """Wait for the first of the bell and the time of the next look."""
@@ -178,9 +203,13 @@ class Scheduler:
 
     async def _doze(self, stepped: Stepped) -> float:
         """Sleep, once everything that may commit without notifying has been looked at."""
+        now = anyio.current_time()
+        if self._joined or (self._sleep and not self._sleep.knows_its_company(now)):
+            self._joined = False
+            await self._wake_up()
         if self._sleep is None:
             horizon, alone = await self.session.fall_asleep()
-            self._sleep = Sleep(horizon, alone)
+            self._sleep = Sleep(horizon, alone, now)
             return 0
         soon = stepped.next_ready_in if stepped.next_ready_in is not None else self.plan.poll_interval
         if stepped.horizon < self._sleep.horizon:

@@ -53,6 +53,7 @@ async def open_session(dsn: str, node: str) -> Session:
         "Test",
         node,
         on_jobs=lambda: None,
+        on_join=lambda: None,
         on_config=lambda key: None,
         on_lost=lambda: None,
     )

@@ -33,12 +33,14 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
     nothing: list[list[object]] = [[] for _ in range(11)]
     # The first calls make the plans, while the tables are empty.
     for _ in range(2):
-        await node.fetch(SQL["step"], "Test", "n", *nothing, [], [], 50, True, True, False)
+        await node.fetch(SQL["step"], "Test", "n", *nothing, [], [], 50, True, True, False, False)
     await connection.execute(ROWS)
     if analysed:
         await connection.execute("analyze pgqueuetopia.jobs, pgqueuetopia.run_queue")
     before = await read(node)
-    claimed = (await node.fetch(SQL["step"], "Test", "n", *nothing, [], [], 50, True, True, False))[0][0]
+    claimed = (await node.fetch(SQL["step"], "Test", "n", *nothing, [], [], 50, True, True, False, False))[0][
+        0
+    ]
     assert len(claimed) == 50
     for ended in (False, True):
         settled = [
@@ -54,7 +56,7 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
             [job["id"] for job in claimed],
             [ended] * 50,
         ]
-        answer = await node.fetch(SQL["step"], "Test", "n", *settled, [], [], 50, False, True, True)
+        answer = await node.fetch(SQL["step"], "Test", "n", *settled, [], [], 50, False, True, True, False)
         claimed = answer[0][0]
         assert len(claimed) == 50
     after = await read(node)

@@ -12,6 +12,7 @@ import structlog
 
 from pgqueuetopia import Job, Misconfigured, Repo
 from pgqueuetopia.db import session
+from tests.conftest import execute
 from tests.proxy import a_proxy
 from tests.support import Recorder, an_app, eventually
 
@@ -123,6 +124,28 @@ async def test_a_reset_connection_is_replaced(dsn: str) -> None:
 
 def has_performed(performer: Recorder, jobs: int) -> bool:
     return len(performer.performed) == jobs
+
+
+async def test_a_node_that_was_alone_notices_the_death_of_one_that_joined_later(dsn: str) -> None:
+    here, there = Recorder(), Held()
+    async with an_app(dsn, here) as app, app.running(), an_app(dsn, there, shutdown=0) as other:
+        await app.suspend(local=True)
+        async with other.running():
+            await app.create_job("q", "a")
+            await eventually(lambda: there.performed)
+            await app.resume(local=True)
+            pid = await pid_of(dsn, (await app.status()).nodes, there.performed[0].attempted_by)
+            other._pause.all = True
+            await execute(dsn, f"select pg_terminate_backend({pid})")
+            await eventually(lambda: here.performed, within=5)
+
+
+async def pid_of(dsn: str, nodes: tuple[str, ...], node: str | None) -> int:
+    assert node in nodes
+    connection = await asyncpg.connect(dsn)
+    pid = await connection.fetchval("select pid from pgqueuetopia.nodes where node = $1", node)
+    await connection.close()
+    return int(pid)
 
 
 async def test_a_node_that_starts_before_its_database_waits_for_it(dsn: str) -> None:
