@@ -227,19 +227,9 @@ class Session:
             self._starting and started,
             careful,
         )
-        claimed = [rows.job_of(job, scope=self.scope, state="executing") for job in row["claimed"]]
-        self._starting = bool(claimed) or (self._starting and not started)
-        return Stepped(
-            claimed=claimed,
-            saved=frozenset(row["saved"]),
-            busy=frozenset(row["busy"]),
-            again=row["again"],
-            suspended=row["suspended"],
-            held_up=row["held_up"],
-            careful=row["careful"],
-            next_ready_in=row["next_ready_in"],
-            horizon=row["horizon"],
-        )
+        stepped = _stepped(row, self.scope)
+        self._starting = bool(stepped.claimed) or (self._starting and not started)
+        return stepped
 
     async def started(self) -> None:
         """The jobs that the last step claimed have been started."""
@@ -292,6 +282,20 @@ class Session:
             if self._connection.is_closed():
                 raise DatabaseUnavailable("The node's session is closed.")
             return await self._connection.fetch(SQL[statement], *arguments)
+
+
+def _stepped(row: asyncpg.Record, scope: str) -> Stepped:
+    return Stepped(
+        claimed=[rows.job_of(job, scope=scope, state="executing") for job in row["claimed"]],
+        saved=frozenset(row["saved"]),
+        busy=frozenset(row["busy"]),
+        again=row["again"],
+        suspended=row["suspended"],
+        held_up=row["held_up"],
+        careful=row["careful"],
+        next_ready_in=row["next_ready_in"],
+        horizon=row["horizon"],
+    )
 
 
 def settlement_columns(ended: Sequence[Ended], node: str) -> tuple[list[Any], ...]:

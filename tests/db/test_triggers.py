@@ -1,6 +1,5 @@
 """Invariant 1 holds under any SQL that a person types."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
@@ -20,10 +19,8 @@ values ('S', 'q', now() + interval '1 hour')
 TWO_JOBS = "insert into pgqueuetopia.jobs (scope, queue, action) values ('S', 'q', 'a'), ('S', 'q', 'b')"
 
 
-@pytest.fixture
-async def stranded(connection: "Connection[asyncpg.Record]") -> AsyncIterator[None]:
-    """After the test no queue may be stranded."""
-    yield
+async def expect_nothing_stranded(connection: "Connection[asyncpg.Record]") -> None:
+    """Every queue with a pending job has a row that is ready no later than its head is due."""
     assert await connection.fetch(STRANDED) == []
 
 
@@ -31,15 +28,14 @@ async def rows(connection: "Connection[asyncpg.Record]") -> int:
     return int(await connection.fetchval("select count(*) from pgqueuetopia.run_queue"))
 
 
-@pytest.mark.usefixtures("stranded")
 async def test_an_insert_by_hand_is_enough(connection: "Connection[asyncpg.Record]") -> None:
     await connection.execute(
         "insert into pgqueuetopia.jobs (scope, queue, action, params) values ('S', 'q', 'a', '{}')"
     )
     assert await rows(connection) == 1
+    await expect_nothing_stranded(connection)
 
 
-@pytest.mark.usefixtures("stranded")
 async def test_a_bulk_insert_makes_one_row_for_each_queue(
     connection: "Connection[asyncpg.Record]",
 ) -> None:
@@ -48,9 +44,9 @@ async def test_a_bulk_insert_makes_one_row_for_each_queue(
         " select 'S', 'q' || i % 7, 'a' from generate_series(1, 1000) i"
     )
     assert await rows(connection) == 7
+    await expect_nothing_stranded(connection)
 
 
-@pytest.mark.usefixtures("stranded")
 async def test_copy_is_enough(connection: "Connection[asyncpg.Record]") -> None:
     await connection.copy_records_to_table(
         "jobs",
@@ -59,18 +55,18 @@ async def test_copy_is_enough(connection: "Connection[asyncpg.Record]") -> None:
         records=[("S", f"q{n % 5}", "a") for n in range(100)],
     )
     assert await rows(connection) == 5
+    await expect_nothing_stranded(connection)
 
 
-@pytest.mark.usefixtures("stranded")
 async def test_a_job_scheduled_earlier_is_looked_at(connection: "Connection[asyncpg.Record]") -> None:
     await connection.execute(
         "insert into pgqueuetopia.jobs (scope, queue, action, scheduled_at)"
         " values ('S', 'q', 'a', now() + interval '1 day')"
     )
     await connection.execute("update pgqueuetopia.jobs set scheduled_at = now()")
+    await expect_nothing_stranded(connection)
 
 
-@pytest.mark.usefixtures("stranded")
 async def test_a_head_scheduled_later_lets_the_next_one_be_looked_at(
     connection: "Connection[asyncpg.Record]",
 ) -> None:
@@ -80,9 +76,9 @@ async def test_a_head_scheduled_later_lets_the_next_one_be_looked_at(
         "update pgqueuetopia.jobs set scheduled_at = now() + interval '1 day', next_attempt_at = null"
         " where action = 'a'"
     )
+    await expect_nothing_stranded(connection)
 
 
-@pytest.mark.usefixtures("stranded")
 async def test_a_job_moved_to_another_queue_has_both_looked_at(
     connection: "Connection[asyncpg.Record]",
 ) -> None:
@@ -91,18 +87,18 @@ async def test_a_job_moved_to_another_queue_has_both_looked_at(
     await connection.execute("update pgqueuetopia.jobs set queue = 'other' where action = 'a'")
     queues = await connection.fetch("select distinct queue from pgqueuetopia.run_queue order by 1")
     assert [row["queue"] for row in queues] == ["other", "q"]
+    await expect_nothing_stranded(connection)
 
 
-@pytest.mark.usefixtures("stranded")
 async def test_a_deleted_head_lets_the_next_one_be_looked_at(
     connection: "Connection[asyncpg.Record]",
 ) -> None:
     await connection.execute(TWO_JOBS)
     await connection.execute(HEAD_WAITS)
     await connection.execute("delete from pgqueuetopia.jobs where action = 'a'")
+    await expect_nothing_stranded(connection)
 
 
-@pytest.mark.usefixtures("stranded")
 async def test_a_waiting_head_ended_by_hand_lets_the_next_one_be_looked_at(
     connection: "Connection[asyncpg.Record]",
 ) -> None:
@@ -111,16 +107,16 @@ async def test_a_waiting_head_ended_by_hand_lets_the_next_one_be_looked_at(
     await connection.execute(
         "update pgqueuetopia.jobs set done_at = now(), outcome = 'cancelled' where action = 'a'"
     )
+    await expect_nothing_stranded(connection)
 
 
-@pytest.mark.usefixtures("stranded")
 async def test_a_wait_cut_short_by_hand_is_looked_at(connection: "Connection[asyncpg.Record]") -> None:
     await connection.execute(TWO_JOBS)
     await connection.execute(HEAD_WAITS)
     await connection.execute("update pgqueuetopia.jobs set next_attempt_at = now() where action = 'a'")
+    await expect_nothing_stranded(connection)
 
 
-@pytest.mark.usefixtures("stranded")
 async def test_a_finished_job_brought_back_is_looked_at(
     connection: "Connection[asyncpg.Record]",
 ) -> None:
@@ -128,6 +124,7 @@ async def test_a_finished_job_brought_back_is_looked_at(
     await connection.execute("update pgqueuetopia.jobs set done_at = now(), outcome = 'succeeded'")
     await connection.execute("delete from pgqueuetopia.run_queue")
     await connection.execute("update pgqueuetopia.jobs set done_at = null, outcome = null")
+    await expect_nothing_stranded(connection)
 
 
 @pytest.mark.parametrize(
