@@ -70,7 +70,7 @@ $$;
 -- Mark the rows by which queues were locked, and return the queues that may be run. A row that is gone
 -- was removed by the former holder as it let go: it left another one if jobs remain, so that queue is
 -- left for the next look. A queue with a row that is taken already was left by a node that died: its job
--- that was running becomes one that waits for its next attempt, now, so that nothing overtakes it. To
+-- that was running becomes one that waits for its next attempt, so that nothing overtakes it. To
 -- find it the whole queue is read, which nobody else ever has to.
 create function pgqueuetopia.take(
   p_scope text,
@@ -104,7 +104,9 @@ begin
   into v_queues, v_orphans
   from marked m;
   if v_orphans is not null then
-    update pgqueuetopia.jobs j set next_attempt_at = clock_timestamp()
+    -- Not at once: a node whose session was ended from outside hears of it a little later than we do, stops
+    -- its job, and may still save what has ended.
+    update pgqueuetopia.jobs j set next_attempt_at = clock_timestamp() + interval '100 milliseconds'
     where j.id = any (array(
       select o.id
       from unnest(v_orphans) q (queue)
