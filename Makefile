@@ -8,7 +8,7 @@ SOURCES := $(wildcard pgqueuetopia tests benchmarks examples)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help .venv demo test test-pg check lint types imports bench lock clean
+.PHONY: help .venv chaos demo test test-pg check lint types imports bench lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -61,6 +61,9 @@ lock: ## requirements.lock from pyproject.toml, by uv (ARGS=--upgrade for newer 
 	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
 		--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		$(ARGS) --output-file requirements.lock pyproject.toml
+
+chaos: .venv ## break everything for CHAOS_SECONDS (600), and judge
+	$(RUN) tests.chaos
 
 clean: ## remove the environment, caches and builds
 	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

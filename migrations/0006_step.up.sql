@@ -27,15 +27,16 @@ begin
 end
 $$;
 
--- The locks come first, the horizon in a later snapshot: a transaction that tested for sleepers before
--- has an id below the horizon, and is waited for by looking; a later one sees the lock and notifies.
+-- The lock comes first, the horizon later: a transaction that tested for sleepers before has an id below the
+-- horizon, and is waited for by looking; a later one sees the lock and notifies. The horizon is an id of our
+-- own: a snapshot's xmax is one past the newest id that has *ended*, and does not cover those that run.
 create function pgqueuetopia.fall_asleep(p_scope text, out horizon bigint, out alone boolean)
 language plpgsql
 as $$
 begin
   perform pg_advisory_lock_shared(pgqueuetopia.lock_key('sleeping', p_scope));
   -- failpoint: asleep
-  horizon := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+  horizon := pg_current_xact_id()::text::bigint;
   alone := pg_try_advisory_lock(pgqueuetopia.lock_key('node', p_scope));
   if alone then
     perform pg_advisory_unlock(pgqueuetopia.lock_key('node', p_scope));

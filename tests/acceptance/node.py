@@ -83,6 +83,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=100)
     parser.add_argument("--shutdown", type=float, default=30)
     parser.add_argument("--threads", action="store_true")
+    parser.add_argument("--session-dsn")
+    parser.add_argument("--session-timeout", type=float, default=15)
     return parser.parse_args()
 
 
@@ -90,11 +92,12 @@ async def main() -> None:
     given = _arguments()
     journal = Journal(given.history)
     app = Queuetopia(
-        repo=Repo(given.dsn),
+        repo=Repo(given.dsn, session_dsn=given.session_dsn),
         performer=ThreadedJournalist(journal) if given.threads else Journalist(journal),
         scope=SCOPE,
         concurrency=given.concurrency,
         shutdown=given.shutdown,
+        session_timeout=given.session_timeout,
     )
     await app.run()
     await app.close()

@@ -519,6 +519,22 @@ async def test_creators_notify_only_while_somebody_sleeps(
     await connection.remove_listener("pgqueuetopia_jobs", hear)
 
 
+async def test_the_horizon_covers_the_newest_transaction_that_runs(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """Its id is not below a snapshot's xmax, for nothing newer has ended."""
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        transaction = connection.transaction()
+        await transaction.start()
+        job = await app.create_job("q", "a", conn=connection)
+        horizon, _ = await a.fall_asleep()
+        assert (await look(a)).horizon < horizon, "a transaction that may not notify is under way"
+        await transaction.commit()
+        seen = await look(a)
+        assert seen.horizon >= horizon
+        assert ids(seen) == [job.id]
+
+
 async def test_who_commits_after_the_horizon_was_noted_has_seen_the_sleeper(racing_dsn: str) -> None:
     """The lock comes first: a creator that the horizon does not wait for must notify."""
     heard: list[object] = []

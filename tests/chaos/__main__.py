@@ -1,0 +1,72 @@
+"""Breaks everything for a while, and judges: python -m tests.chaos, or make chaos.
+
+$CHAOS_SECONDS (600): how long. $CHAOS_SEED: the same choices again. The last line is the verdict; exit 1 on
+any fault.
+"""
+
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import anyio
+import asyncpg
+
+from tests.acceptance.cluster import until_all_is_done
+from tests.chaos.faults import ALL, Fault
+from tests.chaos.verdict import Verdict, judge
+from tests.chaos.world import World, a_world
+
+NODES = 3
+BETWEEN = (0.5, 3.0)
+DRAIN = 180
+
+
+async def main() -> int:
+    seconds = float(os.environ.get("CHAOS_SECONDS", "600"))
+    seed = os.environ.get("CHAOS_SEED", str(random.randrange(10**6)))
+    random.seed(seed)
+    say(f"{seconds:g} s of chaos, seed {seed}")
+    with tempfile.TemporaryDirectory(prefix="pgqueuetopia-chaos-", dir="/tmp") as folder:
+        async with a_world(Path(folder), NODES) as world:
+            faults = await rage(world, seconds)
+            verdict = await settle(world, faults)
+    for line in verdict.lines(faults):
+        say(line)
+    return 0 if verdict.is_good else 1
+
+
+async def rage(world: World, seconds: float) -> list[Fault]:
+    """One fault after the other, while jobs are created."""
+    faults: list[Fault] = []
+    deadline = anyio.current_time() + seconds
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(world.create)
+        await anyio.sleep(2)
+        while anyio.current_time() < deadline:
+            fault = await random.choice(ALL)(world)
+            faults.append(fault)
+            say(
+                f"{fault.kind} {fault.node or ''} for {fault.until - fault.since:.1f} s; {world.created} jobs"
+            )
+            await anyio.sleep(random.uniform(*BETWEEN))
+        world.ending = True
+    return faults
+
+
+async def settle(world: World, faults: list[Fault]) -> Verdict:
+    """Wait until everything is done, and judge."""
+    connection = await asyncpg.connect(world.dsn)
+    await until_all_is_done(connection, within=DRAIN)
+    await connection.close()
+    return await judge(world.dsn, world.cluster.runs, world.cluster.kills, faults)
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(anyio.run(main))

@@ -1,0 +1,121 @@
+"""What chaos is done to: a server, nodes behind proxies, and a creator of jobs."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import asyncpg
+
+from pgqueuetopia import NewJob, Queuetopia, QueuetopiaError, Repo, embedded
+from pgqueuetopia.db import migrations
+from tests.acceptance.cluster import Cluster, NodeProcess
+from tests.acceptance.node import SCOPE
+from tests.proxy import Proxy, a_proxy
+from tests.support import eventually
+
+QUEUES = 300
+SESSION_TIMEOUT = 3.0
+END_SESSIONS = """
+select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'pgqueuetopia %'
+"""
+SUSPEND = "update pgqueuetopia.job_configs set value = $1 where scope = '*' and key = 'suspended'"
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a node runs: its proxy stays, its process may be killed and started again."""
+
+    proxy: Proxy
+    dsn: str
+    node: NodeProcess
+
+
+@dataclass(slots=True)
+class World:
+    """Everything that can break, and what was done to it."""
+
+    dsn: str
+    directory: Path
+    app: Queuetopia
+    cluster: Cluster
+    places: list[Place] = field(default_factory=list)
+    created: int = 0
+    ending: bool = False
+
+    def any_place(self) -> Place:
+        return random.choice(self.places)
+
+    def start(self, dsn: str) -> NodeProcess:
+        return self.cluster.start(
+            f"--session-dsn={dsn}", f"--session-timeout={SESSION_TIMEOUT}", "--shutdown=5"
+        )
+
+    async def execute(self, sql: str, *arguments: object) -> None:
+        """Run SQL, on a server that may be coming back."""
+        while True:
+            try:
+                connection = await asyncpg.connect(self.dsn, timeout=5)
+                try:
+                    await connection.fetch(sql, *arguments)
+                    return
+                finally:
+                    await connection.close()
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await anyio.sleep(0.05)
+
+    async def create(self) -> None:
+        """Create jobs until the end, in order, whatever happens to the server."""
+        while not self.ending:
+            with suppress(QueuetopiaError):
+                self.created += len(await self.app.create_jobs([a_job() for _ in range(5)]))
+            await anyio.sleep(0.04)
+
+    async def restart(self, how: signal.Signals) -> float:
+        """Stop the server, fast (SIGINT) or at once (SIGQUIT), and start it; returns when it was back."""
+        pid = int((self.directory / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, how)
+        await eventually(lambda: not is_alive(pid))
+        await anyio.to_thread.run_sync(embedded.start, self.directory)
+        await self.execute("select 1")
+        return time.monotonic()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+def a_job() -> NewJob:
+    return NewJob(
+        f"q{random.randrange(QUEUES)}",
+        "work",
+        {"seconds": random.random() * 0.2, "failures": int(random.random() < 0.1)},
+        max_backoff=0.3,
+        max_attempts=1_000_000,
+    )
+
+
+@asynccontextmanager
+async def a_world(directory: Path, nodes: int) -> AsyncIterator[World]:
+    """A migrated server of its own, and nodes that reach it through proxies."""
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(embedded.start(directory / "server"))
+        await migrations.up(server.dsn)
+        app = Queuetopia(repo=Repo(server.dsn, timeout=5), scope=SCOPE)
+        stack.push_async_callback(app.close)
+        cluster = Cluster(server.dsn, directory)
+        stack.callback(cluster.kill_all)
+        world = World(server.dsn, server.directory, app, cluster)
+        for _ in range(nodes):
+            proxy, dsn = await stack.enter_async_context(a_proxy(server.dsn))
+            world.places.append(Place(proxy, dsn, world.start(dsn)))
+        yield world
