@@ -15,6 +15,7 @@ class Proxy:
         self._target = target
         self._open = anyio.Event()
         self._open.set()
+        self._refuses = False
         self._streams: set[anyio.abc.ByteStream] = set()
         self.port = 0
 
@@ -22,8 +23,14 @@ class Proxy:
         """From now on nothing arrives, in either direction, and nobody is told."""
         self._open = anyio.Event()
 
+    async def cut(self) -> None:
+        """Close every connection, and refuse new ones."""
+        self._refuses = True
+        await self.reset()
+
     def heal(self) -> None:
-        """What was held back goes on."""
+        """What was held back goes on; connections are let through again."""
+        self._refuses = False
         self._open.set()
 
     async def reset(self) -> None:
@@ -39,6 +46,9 @@ class Proxy:
             await listener.serve(self._handle)
 
     async def _handle(self, client: anyio.abc.ByteStream) -> None:
+        if self._refuses:
+            await client.aclose()
+            return
         await self._open.wait()
         server = await anyio.connect_unix(self._target)
         self._streams |= {client, server}

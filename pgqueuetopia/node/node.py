@@ -54,6 +54,7 @@ class Node:
         self._left = anyio.Event()
         self._leaving = anyio.Event()
         self._scheduler: Scheduler | None = None
+        self._unsaved: list[Ended] = []
         self._execution = Execution(performer, policy, repo, plan.concurrency)
         self._log = log.bind(scope=plan.scope, node=name)
 
@@ -69,6 +70,7 @@ class Node:
             while session is not None:
                 await self._serve(session, jobs)
                 session = None if self._leaving.is_set() else await self._next_session()
+                await self._save_late()
             tasks.cancel_scope.cancel()
             self._log.info("node_left")
         self._left.set()
@@ -178,18 +180,29 @@ class Node:
                 await self._bell.wait(GRACE)
         if scheduler.running:
             self._log.error("jobs_ignore_cancellation", queues=sorted(scheduler.running)[:10])
-        ended = [one for one in scheduler.ended if one.job is not None]
+        self._unsaved += [one for one in scheduler.ended if one.job is not None]
+        await self._save_late()
+
+    async def _save_late(self) -> None:
+        """Write through the pool what ended without a session; what cannot be written now, later."""
+        if not self._unsaved:
+            return
+        ended, self._unsaved = self._unsaved, []
         try:
-            with anyio.fail_after(GRACE):
-                saved = await self._repo.persist(
-                    self._plan.scope,
-                    settlement_columns(ended, self.name),
-                    keep=self._plan.keeps_finished_jobs,
-                )
-        except (QueuetopiaError, TimeoutError) as error:
-            self._log.warning("outcomes_lost", jobs=len(ended), error=str(error))
+            saved = await self._persist(ended)
+        except (DatabaseUnavailable, TimeoutError) as error:
+            self._unsaved = ended
+            self._log.warning("outcomes_unsaved", jobs=len(ended), error=str(error))
+        except QueuetopiaError as error:
+            self._log.error("outcomes_lost", jobs=len(ended), error=str(error))
         else:
-            self._log.info("outcomes_saved_late", saved=len(saved), jobs=len(ended))
+            self._log.info("outcomes_saved_late", saved=saved, jobs=len(ended))
+
+    async def _persist(self, ended: list[Ended]) -> int:
+        with anyio.fail_after(GRACE):
+            columns = settlement_columns(ended, self.name)
+            keep = self._plan.keeps_finished_jobs
+            return len(await self._repo.persist(self._plan.scope, columns, keep=keep))
 
     def _start(self, jobs: asyncio.TaskGroup, job: Job, listener: Listener) -> None:
         jobs.create_task(self._execution.run(job, listener), name=f"job {job.id}")

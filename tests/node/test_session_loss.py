@@ -88,6 +88,19 @@ async def test_an_outcome_that_came_in_while_the_session_was_lost_is_saved_late(
     assert len(performer.performed) == 1
 
 
+async def test_an_outcome_that_could_not_be_saved_is_saved_with_the_next_connection(dsn: str) -> None:
+    async with a_proxy(dsn) as (proxy, through), an_app(dsn, scope="Test") as outside:
+        performer = Recorder(lambda job: proxy.cut())
+        async with an_app(through, performer) as app, app.running():
+            job = await outside.create_job("q", "a")
+            with structlog.testing.capture_logs() as logs:
+                await eventually(logged(logs, "outcomes_unsaved"))
+                proxy.heal()
+                await eventually(lambda: is_in(outside, job, "succeeded"))
+            assert (await outside.get_job(job)).claim == 1
+    assert len(performer.performed) == 1
+
+
 @pytest.mark.slow
 async def test_a_node_that_is_cut_off_stops_before_another_starts(dsn: str) -> None:
     """The black hole: neither side is told, and both have to notice."""
