@@ -114,6 +114,7 @@ class Session:
         self._connection = connection
         self._starting = False
         self.sleeping = False
+        self.lost = False
         self._ping = f"ping {node}"
         self._answered = False
 
@@ -139,10 +140,10 @@ class Session:
         """
         deadlines = Deadlines(timeout)
         name = {"application_name": f"pgqueuetopia {node}"}
-        with translated():
+        # anyio's deadline, for it is not lost where a cancellation is swallowed on the way.
+        with translated(), anyio.fail_after(CONNECT_TIMEOUT):
             connection = await asyncpg.connect(
                 dsn,
-                timeout=CONNECT_TIMEOUT,
                 command_timeout=deadlines.client,
                 server_settings=SERVER_SETTINGS | deadlines.settings() | name,
             )
@@ -152,7 +153,7 @@ class Session:
         except BaseException:
             session.abort()
             raise
-        connection.add_termination_listener(lambda _: on_lost())
+        connection.add_termination_listener(lambda _: session._hear_end(on_lost))
         return session
 
     async def _prepare(
@@ -178,6 +179,10 @@ class Session:
         await self._fetch("announce_node", self.scope)
         # A step that claims nothing: what is missing, in the database or in our rights, is told now.
         await self.step([], [], [], [], 0, rescue=False, keep=True)
+
+    def _hear_end(self, on_lost: Callable[[], None]) -> None:
+        self.lost = True
+        on_lost()
 
     def _hear_jobs(self, payload: str, on_jobs: Callable[[], None], on_join: Callable[[], None]) -> None:
         if payload == self._ping:

@@ -50,7 +50,6 @@ class Node:
         self._on_configs = on_configs
         self._bell = Bell()
         self._configs_changed = True
-        self._lost = False
         self._left = anyio.Event()
         self._leaving = anyio.Event()
         self._scheduler: Scheduler | None = None
@@ -126,7 +125,7 @@ class Node:
         return None
 
     async def _connect(self) -> Session:
-        self._configs_changed, self._lost = True, False
+        self._configs_changed = True
         session = await Session.open(
             self._repo.session_dsn,
             self._plan.scope,
@@ -134,7 +133,7 @@ class Node:
             on_jobs=self._bell.ring,
             on_join=self._join,
             on_config=self._hear_config,
-            on_lost=self._lose,
+            on_lost=self._bell.ring,
             timeout=self._plan.session_timeout,
         )
         try:
@@ -166,8 +165,8 @@ class Node:
 
     async def _check(self, session: Session) -> None:
         """Before each step: is the session alive, and are the settings those in force?"""
-        if self._lost:
-            raise DatabaseUnavailable("The server has closed the node's session.")
+        if session.lost:
+            raise DatabaseUnavailable("The node's session has ended.")
         if self._configs_changed:
             self._configs_changed = False
             self._on_configs(await session.configs())
@@ -220,5 +219,7 @@ class Node:
             self._scheduler.join()
 
     def _lose(self) -> None:
-        self._lost = True
+        """Go on as if the session had ended."""
+        if self._scheduler is not None:
+            self._scheduler.session.lost = True
         self._bell.ring()
