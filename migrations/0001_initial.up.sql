@@ -81,8 +81,9 @@ with (
 -- Serves the scan for candidates (acquire).
 create index run_queue_ready on pgqueuetopia.run_queue (scope, priority desc, ready_at, id);
 
--- Serves the removal of a queue's rows when the queue is let go (claim).
-create index run_queue_queue on pgqueuetopia.run_queue (scope, queue);
+-- Serves the removal of a queue's rows when it is let go, and the question whether something came in ahead of
+-- where a node is in it (claim).
+create index run_queue_queue on pgqueuetopia.run_queue (scope, queue, ready_at);
 
 -- Settings, as text. Scope * speaks to every scope and a scope's own row wins over it, except that
 -- suspension is the OR of both.

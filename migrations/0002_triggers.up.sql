@@ -42,24 +42,25 @@ after insert on pgqueuetopia.jobs
 referencing new table as inserted
 for each statement execute function pgqueuetopia.jobs_inserted();
 
--- Have a queue looked at now: whatever its head is, the look will find out.
-create function pgqueuetopia.look_at(scope text, queue text) returns void
+-- Have a queue looked at now, for what has changed at a place in it: a node that runs the queue and is
+-- past that place looks at the whole queue again (claim).
+create function pgqueuetopia.look_at(scope text, queue text, place timestamptz) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into pgqueuetopia.run_queue (scope, queue) values (scope, queue);
+  insert into pgqueuetopia.run_queue (scope, queue, ready_at) values (scope, queue, least(place, now()));
   perform pgqueuetopia.ring(scope);
 end
 $$;
-revoke execute on function pgqueuetopia.look_at(text, text) from public;
+revoke execute on function pgqueuetopia.look_at(text, text, timestamptz) from public;
 
 create function pgqueuetopia.jobs_changed() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform pgqueuetopia.look_at(old.scope, old.queue);
+  perform pgqueuetopia.look_at(old.scope, old.queue, coalesce(new.scheduled_at, old.scheduled_at));
   if tg_op = 'UPDATE' and (new.scope, new.queue) is distinct from (old.scope, old.queue) then
-    perform pgqueuetopia.look_at(new.scope, new.queue);
+    perform pgqueuetopia.look_at(new.scope, new.queue, new.scheduled_at);
   end if;
   return null;
 end
@@ -111,7 +112,7 @@ as $$
     from scopes s
     where s.scope is not null
   )
-  select pgqueuetopia.look_at(s.scope, parked_queue)
+  select pgqueuetopia.look_at(s.scope, parked_queue, now())
   from scopes s
   where s.scope is not null
     and config_scope in ('*', s.scope)

@@ -116,13 +116,13 @@ begin
           and o.queue = q.queue
           and o.done_at is null
           and o.claim > 0
-          and o.next_attempt_at is null
+          and o.attempted_at >= coalesce(o.next_attempt_at, '-infinity')
         offset 0
       ) o
     ))
     -- Once more, for the row may have changed while we waited for it: its node writes late, by the pool.
     and j.outcome is null
-    and j.next_attempt_at is null;
+    and j.attempted_at >= coalesce(j.next_attempt_at, '-infinity');
   end if;
   perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
   from unnest(p_queues) q (queue)

@@ -95,11 +95,16 @@ begin
       from asked q
     ) a
     left join pgqueuetopia.jobs j on j.id = coalesce(
-      -- The next one of a queue that goes on: dead index entries are passed once.
+      -- The next one of a queue that goes on: dead index entries are passed once. Not where something
+      -- came in, or back, ahead of it: there is a row then that nobody has taken.
       (
         select n.id from pgqueuetopia.jobs n
         where n.scope = p_scope and n.queue = a.queue and n.done_at is null
           and (n.scheduled_at, n.id) > (a.after_at, a.after_id)
+          and not exists (
+            select from pgqueuetopia.run_queue e
+            where e.scope = p_scope and e.queue = a.queue and e.ready_at <= a.after_at and not e.taken
+          )
         order by n.scheduled_at, n.id limit 1
       ),
       -- A head that waits for its next attempt: nothing overtakes it.

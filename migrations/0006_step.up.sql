@@ -78,6 +78,8 @@ create procedure pgqueuetopia.step(
   inout held_up boolean,
   -- whether somebody's transaction holds rows that we want: the next steps had better be careful, too
   inout careful boolean,
+  -- whether the server's lock table had no room for another queue
+  inout crowded boolean,
   inout next_ready_in double precision,
   inout horizon bigint
 )
@@ -95,6 +97,7 @@ declare
   v_room integer;
   v_let_go text[];
 begin
+  crowded := false;
   if p_started then
     perform pgqueuetopia.started(p_scope);
   end if;
@@ -130,7 +133,7 @@ begin
       ) c;
       v_room := p_room - cardinality(claimed) - cardinality(again);
       -- failpoint: before acquire
-      if v_room > 0 and not suspended and v_may_start then
+      if v_room > 0 and not suspended and v_may_start and not crowded then
         select a.queues, a.contended into v_acquired, v_contended from pgqueuetopia.acquire(
           p_scope, p_running || p_queues, p_avoid || v_let_go, v_room, p_rescue, v_careful, v_now
         ) a;
@@ -148,13 +151,21 @@ begin
       end if;
       careful := cardinality(busy) > 0 or v_skipped or v_skipped_too;
       exit;
-    exception when lock_not_available then
-      -- Somebody's transaction holds a row that we want: do it again, around what is locked.
-      if v_careful then
-        raise;
-      end if;
-      v_careful := true;
-      perform pgqueuetopia.keep_only(p_scope, p_running || p_queues);
+    exception
+      when lock_not_available then
+        -- Somebody's transaction holds a row that we want: do it again, around what is locked.
+        if v_careful then
+          raise;
+        end if;
+        v_careful := true;
+        perform pgqueuetopia.keep_only(p_scope, p_running || p_queues);
+      when out_of_memory then
+        -- The server's lock table is full: do it again, with the queues that are ours alone.
+        if crowded then
+          raise;
+        end if;
+        crowded := true;
+        perform pgqueuetopia.keep_only(p_scope, p_running || p_queues);
     end;
   end loop;
   if cardinality(claimed) = 0 and not suspended then

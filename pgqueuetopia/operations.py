@@ -62,7 +62,7 @@ class Operations:
         return Cancelled(await self.repo.end_job(self.scope, _id(job), "abandoned"))
 
     async def retry(self, job: Job | int) -> None:
-        """Have a job run now that waits for its next attempt, or run one again that has ended.
+        """Have a job run now that waits for its next attempt, or one that has ended run again, in its place.
 
         Its attempts are counted anew. Raises JobNotFound for a job that runs, or has never failed.
         """

@@ -157,3 +157,16 @@ async def test_the_cleaner_removes_what_ended_long_ago(
 
 async def total_is(app: Any, total: int) -> bool:
     return bool((await app.list_jobs(limit=1)).total == total)
+
+
+async def test_one_node_of_a_scope_cleans_at_a_time(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    turn = "advisory_xact_lock(pgqueuetopia.lock_key('cleaning', 'Test'))"
+    async with an_app(dsn) as app:
+        job = await app.create_job("q", "a")
+        await app.cancel(job)
+        async with connection.transaction():
+            await connection.execute(f"select pg_{turn}")
+            assert await app.repo.clean("Test", timedelta(0), 10) == 0
+        assert await app.repo.clean("Test", timedelta(0), 10) == 1

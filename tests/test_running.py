@@ -110,6 +110,21 @@ async def test_a_raise_is_failure_with_its_traceback(dsn: str) -> None:
     assert "Traceback" in error["traceback"]
 
 
+async def test_a_node_whose_host_is_cancelled_leaves_in_order(dsn: str) -> None:
+    async def perform(job: Job) -> None:
+        host.cancel()
+        await anyio.sleep(0.05)
+
+    async with an_app(dsn, Recorder(perform)) as app:
+        job = await app.create_job("q", "a")
+        with anyio.CancelScope() as host:
+            async with app.running():
+                await anyio.sleep_forever()
+        assert host.cancelled_caught
+        assert (await app.get_job(job)).outcome == "succeeded"
+        assert (await app.status()).nodes == ()
+
+
 async def test_a_performer_that_exits_or_cancels_itself_fails_its_job_alone(dsn: str) -> None:
     async def answer(job: Job) -> None:
         if job.action == "exit":

@@ -34,7 +34,8 @@ _UNAVAILABLE = (
     asyncpg.InterfaceError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
-    asyncpg.TooManyConnectionsError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.InternalClientError,
@@ -94,12 +95,25 @@ def translation(error: Exception) -> QueuetopiaError:
         case _ if isinstance(error, _NOT_MIGRATED):
             return NotMigrated(f"The database does not have what this version needs ({error}).")
         case _ if isinstance(error, _UNAVAILABLE):
-            return DatabaseUnavailable(
+            return DatabaseUnavailable(_why_unavailable(error))
+        case _:
+            return DatabaseRefused(f"{type(error).__name__}: {error}")
+
+
+def _why_unavailable(error: Exception) -> str:
+    match error:
+        case asyncpg.ReadOnlySQLTransactionError():
+            return (
+                f"The database is read-only: {error}. If it is a standby, name all servers in the DSN, "
+                "with target_session_attrs=read-write."
+            )
+        case asyncpg.InsufficientResourcesError():
+            return f"The server has run out of something: {error}"
+        case _:
+            return (
                 f"The database cannot be reached: {str(error) or type(error).__name__}. "
                 "Give Repo(dsn), or set $PGQUEUETOPIA_DSN."
             )
-        case _:
-            return DatabaseRefused(f"{type(error).__name__}: {error}")
 
 
 def keep_alive(connection: Connection, *, timeout: float) -> None:

@@ -152,10 +152,7 @@ class Repo:
 
     async def clean(self, scope: str, retention: timedelta, batch: int) -> int:
         """Remove one batch of jobs that ended longer ago; 0 as well if another node is at it."""
-        async with self.connection() as conn, conn.transaction():
-            if not (await conn.fetch(SQL["try_clean"], scope))[0][0]:
-                return 0
-            return int((await conn.fetch(SQL["clean"], scope, retention, batch))[0][0])
+        return int(await self._value("clean", scope, retention, batch))
 
     async def configs(self, scope: str, conn: AnyConnection | None = None) -> list[tuple[str, str, str]]:
         found = await self._fetch("list_configs", scope, conn=conn)

@@ -100,6 +100,7 @@ class Stepped:
     suspended: bool
     held_up: bool
     careful: bool
+    crowded: bool
     next_ready_in: float | None
     horizon: int
 
@@ -298,6 +299,7 @@ def _stepped(row: asyncpg.Record, scope: str) -> Stepped:
         suspended=row["suspended"],
         held_up=row["held_up"],
         careful=row["careful"],
+        crowded=row["crowded"],
         next_ready_in=row["next_ready_in"],
         horizon=row["horizon"],
     )

@@ -36,7 +36,7 @@ from pgqueuetopia.performer import Performer
 log = structlog.get_logger("pgqueuetopia")
 
 HOOK_TIMEOUT = 60
-LONGEST_RESULT = 10_000_000
+LONGEST_RESULT = 1_000_000
 
 
 class Listener(Protocol):
@@ -99,10 +99,12 @@ class Execution:
         try:
             with scope:
                 return _outcome_of(await self._perform(job, scope, listener))
-        except (Exception, SystemExit) as error:
-            return Failed(_failure_of(error))
         except anyio.get_cancelled_exc_class() as error:
             await anyio.lowlevel.checkpoint_if_cancelled()
+            return Failed(_failure_of(error))
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
             return Failed(_failure_of(error))
         finally:
             del self._running[job.id]
@@ -150,7 +152,7 @@ def _outcome_of(value: object) -> Outcome:
         case Ok(result):
             return Succeeded(result)
         case Err(message):
-            return Failed(Failure(str(message)))
+            return Failed(Failure(_said(message)))
         case Snooze(delay):
             return Snoozed(as_delay(delay))
         case _:
@@ -163,10 +165,17 @@ def _timed_out(job: Job) -> Failure:
 
 def _failure_of(error: BaseException) -> Failure:
     return Failure(
-        f"{type(error).__name__}: {error}",
+        f"{type(error).__name__}: {_said(error)}",
         "".join(traceback.format_exception(error)),
         error,
     )
+
+
+def _said(value: object) -> str:
+    try:
+        return str(value)
+    except Exception as error:
+        return f"its text cannot be had ({type(error).__name__})"
 
 
 def _encoded(job: Job, result: object) -> str | None:

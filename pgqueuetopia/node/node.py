@@ -18,6 +18,7 @@ from pgqueuetopia.node.bell import Bell
 from pgqueuetopia.node.cleaner import clean_for_ever
 from pgqueuetopia.node.execution import Execution, Listener
 from pgqueuetopia.node.plan import Plan
+from pgqueuetopia.node.room import Room
 from pgqueuetopia.node.scheduler import Scheduler
 from pgqueuetopia.node.stalls import report_stalls
 from pgqueuetopia.performer import Performer
@@ -58,8 +59,18 @@ class Node:
         self._log = log.bind(scope=plan.scope, node=name)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Everything that a node runs, until it has left; started once its first session is open."""
-        session = await self._first_session()
+        """Everything that a node runs, until it has left; started once its first session is open.
+
+        From then on only leave() ends it: who is cancelled leaves in order, too.
+        """
+        try:
+            session = await self._first_session()
+            with anyio.CancelScope(shield=True):
+                await self._live(session, task_status)
+        finally:
+            self._left.set()
+
+    async def _live(self, session: Session | None, task_status: anyio.abc.TaskStatus[None]) -> None:
         # A job's task is asyncio's own: anyio's start_soon costs six times as much, 26 µs of a job's time.
         async with asyncio.TaskGroup() as jobs, anyio.create_task_group() as tasks:
             tasks.start_soon(clean_for_ever, self._repo, self._plan, name="cleaner")
@@ -72,7 +83,6 @@ class Node:
                 await self._save_late()
             tasks.cancel_scope.cancel()
             self._log.info("node_left")
-        self._left.set()
 
     async def leave(self) -> None:
         """Claim nothing more, let the jobs end for `shutdown` seconds, cancel the rest, and go."""
@@ -148,6 +158,7 @@ class Node:
         scheduler = self._scheduler = Scheduler(
             session,
             self._plan,
+            Room(self._plan.concurrency),
             self._bell,
             start=lambda job: self._start(jobs, job, scheduler),
             on_saved=partial(self._after_save, jobs),

@@ -11,6 +11,7 @@ from pgqueuetopia.db.session import Ended, Session, Stepped
 from pgqueuetopia.job import Job
 from pgqueuetopia.node.bell import Bell
 from pgqueuetopia.node.plan import Plan
+from pgqueuetopia.node.room import Room
 from pgqueuetopia.outcome import Settlement
 
 log = structlog.get_logger("pgqueuetopia")
@@ -55,6 +56,7 @@ class Scheduler:
 
     session: Session
     plan: Plan
+    room: Room
     bell: Bell
     start: Callable[[Job], None]
     on_saved: Callable[[Ended], None]
@@ -125,7 +127,7 @@ class Scheduler:
             [not claiming or now - one.slice_since > SLICE for one in ended],
             list(self.running),
             sorted(self.plan.pause.queues),
-            self.plan.concurrency - len(self.running) if claiming else 0,
+            max(self.room.most(now) - len(self.running), 0) if claiming else 0,
             rescue=rescue,
             keep=self.plan.keeps_finished_jobs,
             started=not self.starting,
@@ -147,6 +149,7 @@ class Scheduler:
             self._last_claim = now
         if stepped.careful:
             self._careful_until = now + CAREFUL
+        self.room.learn(stepped.crowded, len(self.running), now)
 
     def _after_saving(self, one: Ended, stepped: Stepped) -> None:
         if one.job is None:
@@ -191,9 +194,9 @@ class Scheduler:
         """How long nothing needs to be looked at, in seconds."""
         if self.ended:
             return BUSY_LOOK
-        if stepped.held_up:
+        if stepped.held_up or stepped.crowded:
             return HELD_UP_LOOK
-        if len(self.running) >= self.plan.concurrency or self.leaving:
+        if len(self.running) >= self.room.most(anyio.current_time()) or self.leaving:
             await self._wake_up()
             return LONGEST_NAP
         if anyio.current_time() - self._last_claim < LINGER:

@@ -309,6 +309,43 @@ async def test_nothing_overtakes_a_job_whose_node_died(dsn: str) -> None:
         assert ids(await look(b, done(again))) == [earlier.id]
 
 
+async def test_what_a_dead_node_ran_waits_a_little_however_often_it_was_run_before(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        job = await app.create_job("q", "a")
+        [claimed] = (await look(a)).claimed
+        [claimed] = (await look(a, retried(claimed, timedelta(0)))).claimed
+        assert claimed.attempts == 2
+        await kill(dsn, "a")
+        assert (await look(b)).claimed == [], "its node may not know yet that it was ended"
+        assert ids(await rescued(b)) == [job.id]
+
+
+async def test_a_job_that_comes_in_ahead_of_a_queue_that_goes_on_is_the_next(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        first, second = [await app.create_job("q", "a") for _ in range(2)]
+        [claimed] = (await look(a)).claimed
+        assert claimed.id == first.id
+        ahead = await app.create_job("q", "a", scheduled_at=timedelta(hours=-1))
+        [claimed] = (await look(a, done(claimed))).claimed
+        assert claimed.id == ahead.id
+        [claimed] = (await look(a, done(claimed))).claimed
+        assert claimed.id == second.id
+
+
+async def test_a_job_that_is_brought_back_takes_its_old_place_in_a_queue_that_goes_on(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        jobs = [await app.create_job("q", "a") for _ in range(4)]
+        await app.cancel(jobs[0])
+        await app.cancel(jobs[3])
+        [claimed] = (await look(a)).claimed
+        await app.retry(jobs[3])
+        await app.retry(jobs[0])
+        order = [claimed]
+        for _ in range(3):
+            order += (await look(a, done(order[-1]))).claimed
+        assert [job.id for job in order] == [jobs[n].id for n in (1, 0, 2, 3)]
+
+
 async def test_a_job_that_kills_its_node_is_abandoned_like_any_other(dsn: str) -> None:
     performer = Recorder()
     async with an_app(dsn, performer) as app:

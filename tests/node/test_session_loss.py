@@ -102,14 +102,21 @@ async def test_an_outcome_that_could_not_be_saved_is_saved_with_the_next_connect
 
 
 @pytest.mark.slow
-async def test_a_node_that_is_cut_off_stops_before_another_starts(dsn: str) -> None:
+async def test_a_node_that_is_cut_off_stops_before_another_starts_every_time_of_twenty(dsn: str) -> None:
     """The black hole: neither side is told, and both have to notice."""
+    at_once = anyio.CapacityLimiter(7)
+    async with anyio.create_task_group() as tasks:
+        for n in range(20):
+            tasks.start_soon(cut_off_and_compare, dsn, f"Test{n}", at_once)
+
+
+async def cut_off_and_compare(dsn: str, scope: str, at_once: anyio.CapacityLimiter) -> None:
     cut_off, other = Held(), Held()
-    async with a_proxy(dsn) as (proxy, through):
-        repo = Repo(dsn, session_dsn=through)
+    async with at_once, a_proxy(dsn) as (proxy, through):
+        repo = Repo(dsn, session_dsn=through, max_size=1)
         async with (
-            an_app(dsn, cut_off, repo=repo, session_timeout=2) as app,
-            an_app(dsn, other, session_timeout=2) as second,
+            an_app(dsn, cut_off, repo=repo, session_timeout=3, scope=scope) as app,
+            an_app(dsn, other, repo=Repo(dsn, max_size=1), session_timeout=3, scope=scope) as second,
             app.running(),
         ):
             await app.create_job("q", "a")

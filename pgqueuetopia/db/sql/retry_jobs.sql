@@ -1,9 +1,12 @@
--- Make jobs that wait for their next attempt due now, or bring one that has ended back to its place in line.
+-- Make jobs that wait for their next attempt due now; or bring one that has ended back to its place in line, as if it
+-- had never been started.
 with retried as (
   update pgqueuetopia.jobs j
   set
     done_at = null, outcome = null, result = null, attempts = 0,
-    next_attempt_at = clock_timestamp(), updated_at = clock_timestamp()
+    next_attempt_at = case when j.done_at is null then clock_timestamp() end,
+    attempted_at = case when j.done_at is null then j.attempted_at end,
+    updated_at = clock_timestamp()
   where j.scope = $1::text
     and ($2::bigint is null or j.id = $2)
     and ($3::text is null or j.queue = $3)

@@ -4,5 +4,5 @@ call pgqueuetopia.step(
   $3::bigint[], $4::bigint[], $5::text[], $6::interval[], $7::boolean[], $8::jsonb[], $9::jsonb[],
   $10::text[], $11::timestamptz[], $12::bigint[], $13::boolean[],
   $14::text[], $15::text[], $16::integer, $17::boolean, $18::boolean, $19::boolean,
-  null, null, null, null, null, null, $20::boolean, null, null
+  null, null, null, null, null, null, $20::boolean, null, null, null
 )
