@@ -50,7 +50,11 @@ class Proxy:
             await client.aclose()
             return
         await self._open.wait()
-        server = await anyio.connect_unix(self._target)
+        try:
+            server = await anyio.connect_unix(self._target)
+        except OSError:
+            await client.aclose()
+            return
         self._streams |= {client, server}
         async with client, server, anyio.create_task_group() as tasks:
             tasks.start_soon(self._pump, client, server, tasks.cancel_scope)

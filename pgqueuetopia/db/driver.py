@@ -14,12 +14,18 @@ from pgqueuetopia.errors import (
     DatabaseUnavailable,
     InvalidConfig,
     InvalidJob,
+    Misconfigured,
     NotMigrated,
     QueuetopiaError,
 )
 
 # In seconds: how long a new connection, and a statement that is not a node's, may take.
 CONNECT_TIMEOUT = 10
+
+NEEDS_DIRECT_CONNECTION = (
+    "A node needs a direct connection, and a pooler stands between it and the database. "
+    "Give Repo(dsn, session_dsn=...) or $PGQUEUETOPIA_SESSION_DSN the server's own address."
+)
 
 # A caller's own connection comes from a pool as a proxy.
 # The classes are generic for the type checker alone, hence the strings.
@@ -92,6 +98,8 @@ def translation(error: Exception) -> QueuetopiaError:
             return InvalidJob([f"the database refuses this job ({error.constraint_name})"])
         case asyncpg.UntranslatableCharacterError() | asyncpg.StatementTooComplexError():
             return InvalidJob([f"the database cannot store this: {error}"])
+        case asyncpg.ProtocolViolationError() if "startup parameter" in str(error):
+            return Misconfigured(NEEDS_DIRECT_CONNECTION)
         case _ if isinstance(error, _NOT_MIGRATED):
             return NotMigrated(f"The database does not have what this version needs ({error}).")
         case _ if isinstance(error, _UNAVAILABLE):

@@ -11,7 +11,13 @@ import anyio.lowlevel
 import asyncpg
 
 from pgqueuetopia.db import rows
-from pgqueuetopia.db.driver import CONNECT_TIMEOUT, Connection, keep_alive, translated
+from pgqueuetopia.db.driver import (
+    CONNECT_TIMEOUT,
+    NEEDS_DIRECT_CONNECTION,
+    Connection,
+    keep_alive,
+    translated,
+)
 from pgqueuetopia.db.statements import SQL
 from pgqueuetopia.errors import DatabaseUnavailable, Misconfigured
 from pgqueuetopia.job import Job
@@ -167,10 +173,7 @@ class Session:
         with translated():
             [[backend]] = await self._connection.fetch("select pg_backend_pid()")
             if backend != self._connection.get_server_pid():
-                raise Misconfigured(
-                    "A node needs a direct connection, and a pooler stands between it and the database. "
-                    "Give Repo(dsn, session_dsn=...) or $PGQUEUETOPIA_SESSION_DSN the server's own address."
-                )
+                raise Misconfigured(NEEDS_DIRECT_CONNECTION)
             await self._connection.add_listener(
                 JOBS_CHANNEL, lambda *heard: self._hear_jobs(str(heard[-1]), on_jobs, on_join)
             )

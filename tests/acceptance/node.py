@@ -84,6 +84,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shutdown", type=float, default=30)
     parser.add_argument("--threads", action="store_true")
     parser.add_argument("--session-dsn")
+    parser.add_argument("--pooled", action="store_true", help="the DSN is that of a pooler")
     parser.add_argument("--session-timeout", type=float, default=15)
     return parser.parse_args()
 
@@ -92,7 +93,11 @@ async def main() -> None:
     given = _arguments()
     journal = Journal(given.history)
     app = Queuetopia(
-        repo=Repo(given.dsn, session_dsn=given.session_dsn),
+        repo=Repo(
+            given.dsn,
+            session_dsn=given.session_dsn,
+            statement_cache_size=0 if given.pooled else 100,
+        ),
         performer=ThreadedJournalist(journal) if given.threads else Journalist(journal),
         scope=SCOPE,
         concurrency=given.concurrency,

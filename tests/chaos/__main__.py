@@ -1,7 +1,8 @@
 """Breaks everything for a while, and judges: python -m tests.chaos, or make chaos.
 
-$CHAOS_SECONDS (600): how long. $CHAOS_SEED: the same choices again. The last line is the verdict; exit 1 on
-any fault.
+$CHAOS_SECONDS (600): how long. $CHAOS_SEED: the same choices again. $CHAOS_KINDS: these faults alone, by the
+names of their functions. $CHAOS_POOLER=1: everything but the nodes' sessions through PgBouncer. The last line
+is the verdict; exit 1 on any fault.
 """
 
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 import anyio
 import asyncpg
 
-from tests.acceptance.cluster import until_all_is_done
+from tests.acceptance.cluster import until_all_is_done, until_nodes_are_up
 from tests.chaos.faults import ALL, Fault
 from tests.chaos.verdict import Verdict, judge
 from tests.chaos.world import World, a_world
@@ -27,9 +28,10 @@ async def main() -> int:
     seconds = float(os.environ.get("CHAOS_SECONDS", "600"))
     seed = os.environ.get("CHAOS_SEED", str(random.randrange(10**6)))
     random.seed(seed)
-    say(f"{seconds:g} s of chaos, seed {seed}")
+    pooled = bool(os.environ.get("CHAOS_POOLER"))
+    say(f"{seconds:g} s of chaos, seed {seed}{', through PgBouncer' if pooled else ''}")
     with tempfile.TemporaryDirectory(prefix="pgqueuetopia-chaos-", dir="/tmp") as folder:
-        async with a_world(Path(folder), NODES) as world:
+        async with a_world(Path(folder), NODES, pooled=pooled) as world:
             faults = await rage(world, seconds)
             verdict = await settle(world, faults)
     for line in verdict.lines(faults):
@@ -40,12 +42,14 @@ async def main() -> int:
 async def rage(world: World, seconds: float) -> list[Fault]:
     """One fault after the other, while jobs are created."""
     faults: list[Fault] = []
+    chosen = os.environ.get("CHAOS_KINDS", "").split()
+    kinds = [kind for kind in ALL if kind.__name__ in chosen or not chosen]
+    await until_nodes_are_up(world.app, NODES)
     deadline = anyio.current_time() + seconds
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(world.create)
-        await anyio.sleep(2)
         while anyio.current_time() < deadline:
-            fault = await random.choice(ALL)(world)
+            fault = await random.choice(kinds)(world)
             faults.append(fault)
             say(
                 f"{fault.kind} {fault.node or ''} for {fault.until - fault.since:.1f} s; {world.created} jobs"

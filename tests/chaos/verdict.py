@@ -1,5 +1,6 @@
 """What the history and the tables say about the promises."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +63,7 @@ async def judge(
     for row in rows:
         order[row["queue"]].append(row["id"])
     pauses = [(fault.since, fault.until) for fault in faults if fault.kind == "suspended"]
-    history = History([as_it_was(run, faults) for run in runs], kills, pauses)
+    history = History(as_they_were(runs, faults), kills, pauses)
     return Verdict(
         jobs=len(rows),
         runs=len(runs),
@@ -78,11 +79,20 @@ async def judge(
     )
 
 
-def as_it_was(run: Run, faults: Sequence[Fault]) -> Run:
-    """A frozen process does nothing: what it wrote after it was woken, about a run of before, ended then."""
-    for fault in faults:
-        froze = fault.kind == "frozen" and fault.node == run.node and run.start < fault.since
-        if froze and (run.end is None or run.end >= fault.until):
+def as_they_were(runs: Sequence[Run], faults: Sequence[Fault]) -> list[Run]:
+    """A frozen process does nothing: what another node took over meanwhile had ended when it froze."""
+    starts: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for run in runs:
+        starts[run.queue].append((run.start, run.node))
+    frozen = [fault for fault in faults if fault.kind == "frozen"]
+    return [_as_it_was(run, starts[run.queue], frozen) for run in runs]
+
+
+def _as_it_was(run: Run, starts: Sequence[tuple[float, str]], frozen: Sequence[Fault]) -> Run:
+    end = run.end if run.end is not None else math.inf
+    for fault in frozen:
+        slept = fault.node == run.node and run.start < fault.since and end >= fault.until
+        if slept and any(node != run.node and fault.since < start < end for start, node in starts):
             return replace(run, end=fault.since, how=INTERRUPTED)
     return run
 

@@ -16,6 +16,7 @@ from pgqueuetopia import NewJob, Queuetopia, QueuetopiaError, Repo, embedded
 from pgqueuetopia.db import migrations
 from tests.acceptance.cluster import Cluster, NodeProcess
 from tests.acceptance.node import SCOPE
+from tests.pooler import a_pooler
 from tests.proxy import Proxy, a_proxy
 from tests.support import eventually
 
@@ -44,6 +45,7 @@ class World:
     directory: Path
     app: Queuetopia
     cluster: Cluster
+    pooled: bool
     places: list[Place] = field(default_factory=list)
     created: int = 0
     ending: bool = False
@@ -52,8 +54,9 @@ class World:
         return random.choice(self.places)
 
     def start(self, dsn: str) -> NodeProcess:
+        pooled = ["--pooled"] if self.pooled else []
         return self.cluster.start(
-            f"--session-dsn={dsn}", f"--session-timeout={SESSION_TIMEOUT}", "--shutdown=5"
+            f"--session-dsn={dsn}", f"--session-timeout={SESSION_TIMEOUT}", "--shutdown=5", *pooled
         )
 
     async def execute(self, sql: str, *arguments: object) -> None:
@@ -98,23 +101,24 @@ def a_job() -> NewJob:
     return NewJob(
         f"q{random.randrange(QUEUES)}",
         "work",
-        {"seconds": random.random() * 0.2, "failures": int(random.random() < 0.1)},
+        {"seconds": random.random(), "failures": int(random.random() < 0.1)},
         max_backoff=0.3,
         max_attempts=1_000_000,
     )
 
 
 @asynccontextmanager
-async def a_world(directory: Path, nodes: int) -> AsyncIterator[World]:
-    """A migrated server of its own, and nodes that reach it through proxies."""
+async def a_world(directory: Path, nodes: int, *, pooled: bool) -> AsyncIterator[World]:
+    """A migrated server, and nodes that reach it through proxies; all else may go through a pooler."""
     async with AsyncExitStack() as stack:
         server = stack.enter_context(embedded.start(directory / "server"))
         await migrations.up(server.dsn)
-        app = Queuetopia(repo=Repo(server.dsn, timeout=5), scope=SCOPE)
+        shared = stack.enter_context(a_pooler(server.dsn)) if pooled else server.dsn
+        app = Queuetopia(repo=Repo(shared, timeout=5, statement_cache_size=0 if pooled else 100), scope=SCOPE)
         stack.push_async_callback(app.close)
-        cluster = Cluster(server.dsn, directory)
+        cluster = Cluster(shared, directory)
         stack.callback(cluster.kill_all)
-        world = World(server.dsn, server.directory, app, cluster)
+        world = World(server.dsn, server.directory, app, cluster, pooled)
         for _ in range(nodes):
             proxy, dsn = await stack.enter_async_context(a_proxy(server.dsn))
             world.places.append(Place(proxy, dsn, world.start(dsn)))
