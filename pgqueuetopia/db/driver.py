@@ -1,10 +1,12 @@
 """asyncpg, in one place: where to connect, how, and what its errors mean to our users."""
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Union
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
@@ -26,6 +28,12 @@ NEEDS_DIRECT_CONNECTION = (
     "A node needs a direct connection, and a pooler stands between it and the database. "
     "Give Repo(dsn, session_dsn=...) or $PGQUEUETOPIA_SESSION_DSN the server's own address."
 )
+
+UNREADABLE_DSN = (
+    "The DSN cannot be read. It must be like postgresql://user:password@host:5432/database, with the special "
+    "characters of the password percent-encoded (urllib.parse.quote)."
+)
+HOST_AND_PORT = re.compile(r"(\[[^]]*\]|[^:[\]]*)(:[0-9]*)?")
 
 # A caller's own connection comes from a pool as a proxy.
 # The classes are generic for the type checker alone, hence the strings.
@@ -65,12 +73,29 @@ class PooledConnection(asyncpg.Connection):
 
 def resolved_dsn(dsn: str | None) -> str | None:
     """The DSN to use: the one given, $PGQUEUETOPIA_DSN, $DATABASE_URL, or None for libpq's PG* variables."""
-    return dsn or os.environ.get("PGQUEUETOPIA_DSN") or os.environ.get("DATABASE_URL") or None
+    return _readable(dsn or os.environ.get("PGQUEUETOPIA_DSN") or os.environ.get("DATABASE_URL"))
 
 
 def resolved_session_dsn(dsn: str | None) -> str | None:
     """The DSN of a node's direct connection: the one given, or $PGQUEUETOPIA_SESSION_DSN."""
-    return dsn or os.environ.get("PGQUEUETOPIA_SESSION_DSN") or None
+    return _readable(dsn or os.environ.get("PGQUEUETOPIA_SESSION_DSN"))
+
+
+def _readable(dsn: str | None) -> str | None:
+    """A DSN that the driver can read: its own errors would quote the password where it cannot."""
+    if not dsn:
+        return None
+    try:
+        url = urlsplit(dsn)
+        parse_qs(url.query, strict_parsing=bool(url.query))
+    except ValueError:
+        raise Misconfigured(UNREADABLE_DSN) from None
+    hosts = url.netloc.rpartition("@")[2].split(",")
+    if url.scheme not in ("postgresql", "postgres") or not all(
+        HOST_AND_PORT.fullmatch(host) for host in hosts
+    ):
+        raise Misconfigured(UNREADABLE_DSN)
+    return dsn
 
 
 @contextmanager

@@ -41,10 +41,10 @@ class Verdict:
         return not any(self.found.values())
 
     def lines(self, faults: Sequence[Fault]) -> Iterator[str]:
-        for kind, times in Counter(fault.kind for fault in faults).items():
+        for kind, times in sorted(Counter(fault.kind for fault in faults).items()):
             spans = self.resumed.get(kind, [])
-            took = f"median {median(spans):.2f} s, worst {max(spans):.2f} s" if spans else "no queue waited"
-            yield f"{kind:28} {times:4} times; its queues ran again after: {took}"
+            took = f"median {median(spans):.2f} s, worst {max(spans):.2f} s" if spans else "none"
+            yield f"{kind:28} {times:4} times; {len(spans):5} queues ran again after: {took}"
         yield f"jobs {self.jobs}, all done; runs {self.runs}, of which run again {self.rerun}"
         for faults_found in self.found.values():
             yield from list(faults_found)[:10]
@@ -119,6 +119,8 @@ def times_to_resume(runs: Sequence[Run], faults: Sequence[Fault]) -> dict[str, l
         queues[run.queue].append(run)
     spans: dict[str, list[float]] = defaultdict(list)
     for fault in faults:
+        if fault.kind == "suspended":
+            continue
         for of_queue in queues.values():
             span = _wait(of_queue, fault)
             if span is not None:

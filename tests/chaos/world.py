@@ -21,7 +21,7 @@ from tests.proxy import Proxy, a_proxy
 from tests.support import eventually
 
 QUEUES = 300
-SESSION_TIMEOUT = 3.0
+SESSION_TIMEOUT = float(os.environ.get("CHAOS_SESSION_TIMEOUT", "3"))
 END_SESSIONS = """
 select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'pgqueuetopia %'
 """
@@ -98,10 +98,13 @@ def is_alive(pid: int) -> bool:
 
 
 def a_job() -> NewJob:
+    """Up to a second of work; one in thirty works for longer than a session lives unheard."""
+    long = random.random() < 1 / 30
+    seconds = random.uniform(1, 2) * SESSION_TIMEOUT if long else random.random()
     return NewJob(
         f"q{random.randrange(QUEUES)}",
         "work",
-        {"seconds": random.random(), "failures": int(random.random() < 0.1)},
+        {"seconds": seconds, "failures": int(random.random() < 0.1)},
         max_backoff=0.3,
         max_attempts=1_000_000,
     )
