@@ -8,7 +8,7 @@ SOURCES := $(wildcard pgqueuetopia tests benchmarks examples)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help .venv chaos demo test test-pg check lint types imports bench lock clean
+.PHONY: help .venv chaos demo test test-pg check lint types imports bench lock mutants clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +64,9 @@ lock: ## requirements.lock from pyproject.toml, by uv (ARGS=--upgrade for newer 
 
 chaos: .venv ## break everything for CHAOS_SECONDS (600), and judge
 	$(RUN) tests.chaos
+
+mutants: .venv ## take out the lines that a promise hangs on, and see a test fail (ARGS='words' for some)
+	$(RUN) tests.mutants $(ARGS)
 
 clean: ## remove the environment, caches and builds
 	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -4,8 +4,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeAlias
 
 import anyio
 import asyncpg
@@ -26,6 +28,8 @@ insert into pgqueuetopia.job_configs (scope, key, value) values ('*', 'suspended
 
 pytest_plugins: list[str] = []
 _server: list[tuple[Server, Path]] = []
+
+StartServer: TypeAlias = Callable[..., Server]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -97,6 +101,20 @@ async def connection(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Reco
     connection = await asyncpg.connect(dsn)
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """Starts a server of the test's own, for what would harm the others; once stopped, the same one again."""
+    with ExitStack() as stack:
+        # Not under pytest's own folder: a server run as another user could not enter it.
+        directory = Path(tempfile.mkdtemp(prefix="pgqueuetopia-test-", dir="/tmp"))
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+
+        def start_with(**options: str) -> Server:
+            return stack.enter_context(start(directory / "server", durable=False, options=options))
+
+        yield start_with
 
 
 @pytest.fixture(autouse=True)

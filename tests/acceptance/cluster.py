@@ -1,11 +1,13 @@
 """Nodes as real processes, started, killed and asked what they did."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias
 
 import asyncpg
@@ -23,7 +25,9 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 class NodeProcess:
     """One node; its name is that of the file in which it writes down what it does."""
 
-    def __init__(self, dsn: str, folder: Path, name: str, options: Sequence[str]) -> None:
+    def __init__(
+        self, dsn: str, folder: Path, name: str, options: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
         self.name = name
         self.journal = folder / f"{name}.jsonl"
         self.journal.touch()
@@ -31,6 +35,7 @@ class NodeProcess:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.acceptance.node", dsn, str(self.journal), *options],
+                env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -81,8 +86,8 @@ class Cluster:
         self.nodes: list[NodeProcess] = []
         self.kills: dict[str, float] = {}
 
-    def start(self, *options: str) -> NodeProcess:
-        node = NodeProcess(self._dsn, self._folder, f"node-{len(self.nodes) + 1}", options)
+    def start(self, *options: str, environment: Mapping[str, str] = MappingProxyType({})) -> NodeProcess:
+        node = NodeProcess(self._dsn, self._folder, f"node-{len(self.nodes) + 1}", options, environment)
         self.nodes.append(node)
         return node
 

@@ -65,7 +65,7 @@ async def held(connection: "asyncpg.Connection[asyncpg.Record]") -> Held:
 
 
 async def no_lock_is_held(connection: "asyncpg.Connection[asyncpg.Record]") -> bool:
-    return (await connection.fetch(LOCKS))[0][0] == 0
+    return bool((await connection.fetch(LOCKS))[0][0] == 0)
 
 
 def resident() -> int:

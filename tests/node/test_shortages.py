@@ -16,8 +16,7 @@ import structlog
 from pgqueuetopia import DatabaseUnavailable, NewJob, Queuetopia, QueuetopiaError, Repo
 from pgqueuetopia.db import migrations
 from pgqueuetopia.embedded import Server
-from tests.conftest import execute
-from tests.node.conftest import StartServer
+from tests.conftest import StartServer, execute
 from tests.support import Recorder, an_app, eventually
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,246 @@
+"""Takes out, one at a time, the lines that a promise hangs on, and sees a test fail: make mutants.
+
+Each runs in a copy of the project. Exit 1 if a line can go and its test still passes.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__")
+LIMIT = 300
+
+TRIGGERS = "migrations/0002_triggers.up.sql"
+PERSIST = "migrations/0003_persist.up.sql"
+ACQUIRE = "migrations/0004_acquire.up.sql"
+CLAIM = "migrations/0005_claim.up.sql"
+STEP = "migrations/0006_step.up.sql"
+OPERATE = "migrations/0007_operate.up.sql"
+NODE = "pgqueuetopia/node/node.py"
+SCHEDULER = "pgqueuetopia/node/scheduler.py"
+
+RACES = "tests/db/test_races.py"
+LOSS = "tests/node/test_session_loss.py"
+SHORTAGES = "tests/node/test_shortages.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A fault put into a file, and the test that finds it."""
+
+    fault: str
+    file: str
+    line: str
+    instead: str
+    test: str
+
+
+MUTANTS = [
+    Mutant(
+        "a queue is unlocked before the commit",
+        STEP,
+        "  -- failpoint: before commit\n",
+        "  perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))"
+        " from unnest(v_let_go) q (queue);\n  -- failpoint: before commit\n",
+        f"{RACES}::test_nobody_claims_before_the_outcome_has_committed",
+    ),
+    Mutant(
+        "a lock is kept though the row was gone: the stale head",
+        ACQUIRE,
+        "  select coalesce(array_agg(m.queue), '{}'), array_agg",
+        "  select p_queues, array_agg",
+        f"{RACES}::test_a_job_that_another_node_has_just_finished_is_not_run_again",
+    ),
+    Mutant(
+        "the rows of a queue just found empty are not passed over",
+        STEP,
+        "p_avoid || v_let_go, v_room",
+        "p_avoid, v_room",
+        f"{RACES}::test_a_job_that_commits_after_the_look_at_a_queue_that_goes_on_is_not_stranded",
+    ),
+    Mutant(
+        "rows are removed in a later snapshot than the look",
+        STEP,
+        "  if cardinality(claimed) = 0 and not suspended then\n",
+        "  delete from pgqueuetopia.run_queue q where q.queue = any (v_let_go);\n"
+        "  if cardinality(claimed) = 0 and not suspended then\n",
+        f"{RACES}::test_a_job_that_commits_between_look_and_commit_is_not_stranded",
+    ),
+    Mutant(
+        "what a dead node ran is not found",
+        ACQUIRE,
+        "if v_orphans is not null then",
+        "if false then",
+        f"{RACES}::test_nothing_overtakes_a_job_whose_node_died",
+    ),
+    Mutant(
+        "only a job that never waited is found",
+        ACQUIRE,
+        "o.attempted_at >= coalesce(o.next_attempt_at, '-infinity')",
+        "o.next_attempt_at is null",
+        f"{RACES}::test_what_a_dead_node_ran_waits_a_little_however_often_it_was_run_before",
+    ),
+    Mutant(
+        "what comes in ahead of a queue that goes on is not seen",
+        CLAIM,
+        "and e.ready_at <= a.after_at and not e.taken",
+        "and false",
+        f"{RACES}::test_a_job_that_comes_in_ahead_of_a_queue_that_goes_on_is_the_next",
+    ),
+    Mutant(
+        "a head that waits for its next attempt is not the first",
+        CLAIM,
+        "and w.done_at is null and w.next_attempt_at is not null",
+        "and false",
+        f"{RACES}::test_nothing_overtakes_a_job_whose_node_died",
+    ),
+    Mutant(
+        "an outcome is not fenced by the claim",
+        PERSIST,
+        "      and j.claim = s.claim\n      and j.scope",
+        "      and j.scope",
+        f"{RACES}::test_a_late_outcome_is_fenced_by_the_claim",
+    ),
+    Mutant(
+        "a row that somebody has locked stalls the node",
+        STEP,
+        "        if v_careful then\n          raise;",
+        "        if true then\n          raise;",
+        f"{RACES}::test_a_head_row_that_somebody_has_locked_holds_up_its_queue_alone",
+    ),
+    Mutant(
+        "a job that could not be saved is looked at",
+        CLAIM,
+        "(q.id is null or q.id <> all (p_busy))",
+        "true",
+        f"{RACES}::test_an_outcome_whose_row_somebody_has_locked_is_saved_later",
+    ),
+    Mutant(
+        "rows behind a running job stay",
+        STEP,
+        "      if p_rescue then\n",
+        "      if false then\n",
+        f"{RACES}::test_rows_behind_a_running_job_are_tidied_even_by_a_node_that_is_full",
+    ),
+    Mutant(
+        "a suspension does not wait for what is being started",
+        TRIGGERS,
+        "    perform pgqueuetopia.wait_for_starts(new.scope);",
+        "    null;",
+        f"{RACES}::test_a_suspension_waits_for_the_jobs_that_are_being_started",
+    ),
+    Mutant(
+        "a node sleeps before its horizon has passed",
+        SCHEDULER,
+        "if stepped.horizon < self._sleep.horizon:",
+        "if False:",
+        f"{RACES}::test_a_job_that_was_inserted_before_the_node_slept_is_found_when_it_commits",
+    ),
+    Mutant(
+        "the horizon is noted before the lock is held",
+        STEP,
+        "  perform pg_advisory_lock_shared(pgqueuetopia.lock_key('sleeping', p_scope));\n"
+        "  -- failpoint: asleep\n"
+        "  horizon := pg_current_xact_id()::text::bigint;\n",
+        "  horizon := pg_current_xact_id()::text::bigint;\n"
+        "  -- failpoint: asleep\n"
+        "  perform pg_advisory_lock_shared(pgqueuetopia.lock_key('sleeping', p_scope));\n",
+        f"{RACES}::test_who_commits_after_the_horizon_was_noted_has_seen_the_sleeper",
+    ),
+    Mutant(
+        "the horizon is a snapshot's xmax",
+        STEP,
+        "horizon := pg_current_xact_id()::text::bigint;",
+        "horizon := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;",
+        f"{RACES}::test_the_horizon_covers_the_newest_transaction_that_runs",
+    ),
+    Mutant(
+        "a job is cancelled without its queue's lock",
+        OPERATE,
+        "select pg_try_advisory_xact_lock(pgqueuetopia.lock_key('queue', j.scope, j.queue)) into v_free",
+        "select true into v_free",
+        f"{RACES}::test_a_job_that_is_being_claimed_is_not_cancelled",
+    ),
+    Mutant(
+        "a full lock table ends the step",
+        STEP,
+        "        if crowded then\n          raise;",
+        "        if true then\n          raise;",
+        f"{SHORTAGES}::test_a_full_lock_table_makes_a_node_hold_fewer_queues",
+    ),
+    Mutant(
+        "nobody is told who joined",
+        SCHEDULER,
+        "        self._joined = True\n",
+        "",
+        f"{LOSS}::test_a_node_that_was_alone_notices_the_death_of_one_that_joined_later",
+    ),
+    Mutant(
+        "an idle node does not ask for a sign of life",
+        SCHEDULER,
+        "            await self.session.ping()\n",
+        "",
+        f"{LOSS}::test_a_node_that_is_cut_off_stops_before_another_starts_every_time_of_twenty",
+    ),
+    Mutant(
+        "jobs run on after their session was lost",
+        NODE,
+        '            self._log.warning("session_lost", error=str(error), running=len(scheduler.running))\n'
+        "            session.abort()\n            await self._end_without_session(scheduler)\n",
+        "            session.abort()\n",
+        f"{LOSS}::test_a_job_of_a_lost_session_is_stopped_and_runs_again_without_a_spent_attempt",
+    ),
+    Mutant(
+        "what ended without a session is not saved",
+        NODE,
+        "        self._unsaved += [one for one in scheduler.ended if one.job is not None]\n",
+        "",
+        f"{LOSS}::test_an_outcome_that_came_in_while_the_session_was_lost_is_saved_late",
+    ),
+]
+
+
+def main() -> int:
+    chosen = [mutant for mutant in MUTANTS if all(word in mutant.fault for word in sys.argv[1:])]
+    survivors = [mutant for mutant in chosen if not tell(mutant)]
+    sys.stdout.write(f"{len(chosen) - len(survivors)} of {len(chosen)} faults were found\n")
+    return 1 if survivors else 0
+
+
+def tell(mutant: Mutant) -> bool:
+    found = is_found(mutant)
+    sys.stdout.write(f"{'found' if found else 'MISSED':6} | {mutant.fault} | {mutant.file} | {mutant.test}\n")
+    sys.stdout.flush()
+    return found
+
+
+def is_found(mutant: Mutant) -> bool:
+    """Whether the test fails where the fault is, and not for another reason than that."""
+    with tempfile.TemporaryDirectory(prefix="pgqueuetopia-mutant-") as folder:
+        copy = Path(folder) / "copy"
+        shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
+        file = copy / mutant.file
+        text = file.read_text()
+        if mutant.line not in text:
+            sys.exit(f"{mutant.file} no longer has the line of: {mutant.fault}")
+        file.write_text(text.replace(mutant.line, mutant.instead))
+        return run(copy, mutant.test) == 1
+
+
+def run(project: Path, test: str) -> int:
+    """pytest's exit code: 1 is a failed test, and nothing else."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test]
+    environment = {**os.environ, "PYTHONPATH": str(project)}
+    done = subprocess.run(
+        command, cwd=project, env=environment, capture_output=True, timeout=LIMIT, check=False
+    )
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
