@@ -10,8 +10,8 @@ import pytest
 import structlog
 
 import pgqueuetopia
-from pgqueuetopia import Queuetopia, QueuetopiaError, Repo
-from tests.support import Recorder
+from pgqueuetopia import Err, Job, Queuetopia, QueuetopiaError, Repo
+from tests.support import Recorder, an_app, eventually
 
 SECRET = "s3cr3t-of-the-test"
 PACKAGE = Path(pgqueuetopia.__file__).parent
@@ -73,3 +73,22 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
                 assert node.module not in UNSAFE, path
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"eval", "exec"}, path
+
+
+async def test_a_logged_traceback_shows_no_local_values(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
+    class Mails(Recorder):
+        async def handle_failed_job(self, job: Job) -> None:
+            async with an_app(DSNS[0]) as elsewhere:
+                await elsewhere.create_job("q", "a")
+
+    told = io.StringIO()
+
+    def has_told() -> bool:
+        told.write(capsys.readouterr().out)
+        return "handle_failed_job_raised" in told.getvalue()
+
+    async with an_app(dsn, Mails(lambda job: Err("no"))) as app, app.running():
+        await app.create_job("q", "a", max_attempts=1)
+        await eventually(has_told)
+    assert SECRET not in told.getvalue()
+    assert "in create_job" in told.getvalue(), "but the traceback itself is there"

@@ -1,5 +1,6 @@
 """One job becomes one outcome, and the outcome what is written."""
 
+import asyncio
 import inspect
 import json
 import math
@@ -11,7 +12,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 import structlog
 
@@ -19,6 +19,7 @@ from pgqueuetopia.backoff import doubling
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.failure import NODE_DIED, FailurePolicy, settle
 from pgqueuetopia.job import Job, as_delay, json_faults
+from pgqueuetopia.node.run import Run, Stop
 from pgqueuetopia.outcome import (
     Err,
     Failed,
@@ -63,8 +64,7 @@ class Execution:
         self._policy = policy
         self._repo = repo
         self._threads = anyio.CapacityLimiter(concurrency)
-        self._running: dict[int, anyio.CancelScope] = {}
-        self._interrupted: set[int] = set()
+        self._running: dict[int, Run] = {}
 
     async def run(self, job: Job, listener: Listener) -> None:
         """Run one job to its end."""
@@ -78,9 +78,8 @@ class Execution:
 
     def interrupt(self) -> None:
         """Cancel every job that runs; their attempts are given back."""
-        self._interrupted.update(self._running)
-        for scope in self._running.values():
-            scope.cancel()
+        for run in self._running.values():
+            run.stop(Stop.INTERRUPTED)
 
     async def failed(self, job: Job) -> None:
         """Call the performer's hook for a failure that has been written."""
@@ -90,36 +89,35 @@ class Execution:
             with anyio.fail_after(HOOK_TIMEOUT):
                 await self._performer.handle_failed_job(await self._repo.get_job(job.scope, job.id) or job)
         except Exception as error:
-            log.exception("handle_failed_job_raised", job=job.id, queue=job.queue, error=repr(error))
+            _tell_exception("handle_failed_job_raised", job, error)
 
     async def _attempt(self, job: Job, listener: Listener) -> Outcome:
         """Call the performer under the job's timeout."""
-        self._interrupted.discard(job.id)
-        scope = self._running[job.id] = anyio.CancelScope()
+        run = self._running[job.id] = Run()
         try:
-            with scope:
-                return _outcome_of(await self._perform(job, scope, listener))
-        except anyio.get_cancelled_exc_class() as error:
-            await anyio.lowlevel.checkpoint_if_cancelled()
-            return Failed(_failure_of(error))
+            return _outcome_of(await self._perform(job, run, listener))
+        except asyncio.CancelledError as error:
+            if run.is_cancelled_by_others():
+                raise
+            return _outcome_of_a_stop(run.stopped, job, error)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
             return Failed(_failure_of(error))
         finally:
+            run.end()
             del self._running[job.id]
-        if job.id in self._interrupted:
-            return Interrupted()
-        return Failed(_timed_out(job))
 
-    async def _perform(self, job: Job, scope: anyio.CancelScope, listener: Listener) -> Any:
+    async def _perform(self, job: Job, run: Run, listener: Listener) -> Any:
         if job.params is None:
             job = replace(job, params=await self._repo.params(job.id))
         method, arguments = self._performer.bound(job)
-        limit = job.timeout.total_seconds() or math.inf
+        limit = job.timeout.total_seconds()
         if not inspect.iscoroutinefunction(method):
-            return await self._perform_in_thread(job, partial(method, *arguments), limit, listener)
-        scope.deadline = anyio.current_time() + limit
+            call = partial(method, *arguments)
+            return await self._perform_in_thread(job, call, limit or math.inf, listener)
+        if limit:
+            run.limit(limit)
         listener.begin(job)
         return await method(*arguments)
 
@@ -142,8 +140,8 @@ class Execution:
             return timedelta(0)
         try:
             return as_delay(self._performer.backoff(job))
-        except Exception:
-            log.exception("backoff_raised", job=job.id, queue=job.queue)
+        except Exception as error:
+            _tell_exception("backoff_raised", job, error)
             return doubling(job.attempts - 1, job.max_backoff)
 
 
@@ -159,6 +157,16 @@ def _outcome_of(value: object) -> Outcome:
             return Succeeded(value)
 
 
+def _outcome_of_a_stop(why: Stop | None, job: Job, error: BaseException) -> Outcome:
+    match why:
+        case Stop.TIMED_OUT:
+            return Failed(_timed_out(job))
+        case Stop.INTERRUPTED:
+            return Interrupted()
+        case None:
+            return Failed(_failure_of(error))
+
+
 def _timed_out(job: Job) -> Failure:
     return Failure(f"timeout: the job took longer than {job.timeout.total_seconds():g} s")
 
@@ -169,6 +177,11 @@ def _failure_of(error: BaseException) -> Failure:
         "".join(traceback.format_exception(error)),
         error,
     )
+
+
+def _tell_exception(event: str, job: Job, error: Exception) -> None:
+    """Not by exc_info: with it structlog's console shows local values, and so the password of a DSN."""
+    log.error(event, job=job.id, queue=job.queue, exception="".join(traceback.format_exception(error)))
 
 
 def _said(value: object) -> str:

@@ -45,7 +45,7 @@ class Verdict:
             spans = self.resumed.get(kind, [])
             took = f"median {median(spans):.2f} s, worst {max(spans):.2f} s" if spans else "none"
             yield f"{kind:28} {times:4} times; {len(spans):5} queues ran again after: {took}"
-        yield f"jobs {self.jobs}, all done; runs {self.runs}, of which run again {self.rerun}"
+        yield f"jobs {self.jobs}; runs {self.runs}, of which run again {self.rerun}"
         for faults_found in self.found.values():
             yield from list(faults_found)[:10]
         counts = ", ".join(f"{kind} {len(found)}" for kind, found in self.found.items())

@@ -1,0 +1,49 @@
+"""One run of a job, as long as it lasts: what may stop it, and why it was stopped."""
+
+import asyncio
+from enum import Enum, auto
+
+
+class Stop(Enum):
+    """Why a run was cancelled."""
+
+    TIMED_OUT = auto()
+    INTERRUPTED = auto()
+
+
+class Run:
+    """The task of one run, to be stopped by its timeout or by the node.
+
+    It is cancelled once, as asyncio does it: what the performer awaits while it cleans up is not. (A cancel
+    scope of anyio would interrupt that again and again, and costs five times as much.)
+    """
+
+    __slots__ = ("_task", "_timer", "stopped")
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "a job is run by a task"
+        self._task = task
+        self._timer: asyncio.TimerHandle | None = None
+        self.stopped: Stop | None = None
+
+    def limit(self, seconds: float) -> None:
+        """Stop it if it has not ended by then."""
+        self._timer = self._task.get_loop().call_later(seconds, self.stop, Stop.TIMED_OUT)
+
+    def stop(self, why: Stop) -> None:
+        """Cancel the task; the first reason counts."""
+        if self.stopped is None:
+            self.stopped = why
+            self._task.cancel()
+
+    def is_cancelled_by_others(self) -> bool:
+        """Whether it was cancelled, and not by us; else the performer raised the error by itself."""
+        return self.stopped is None and self._task.cancelling() > 0
+
+    def end(self) -> None:
+        """It has ended: nothing stops it any longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.stopped is not None:
+            self._task.uncancel()
