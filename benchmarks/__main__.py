@@ -10,7 +10,7 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import failover, flatness, latency, throughput
+from benchmarks import creating, endurance, failover, flatness, floor, idle, latency, peers, throughput
 from benchmarks.figures import Figure
 from benchmarks.server import Server, a_server
 
@@ -21,6 +21,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "latency": latency.measure,
     "failover": failover.measure,
     "flatness": flatness.measure,
+    "floor": floor.measure,
+    "creating": creating.measure,
+    "idle": idle.measure,
+    "peers": peers.measure,
+    "endurance": endurance.measure,
 }
 
 

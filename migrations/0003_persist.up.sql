@@ -15,7 +15,9 @@ return case when jsonb_array_length(errors) >= 20 then errors - 0 else errors en
 
 -- Write what became of jobs; the fence is claim. An outcome that is null leaves the job pending: after
 -- the delay, or blocked until an operator acts where that is null too. An attempt that is not spent is
--- given back. Returns what was saved, and what could not be because somebody has locked the row.
+-- given back. The arrays after the claims may be shorter: the jobs beyond their end have succeeded, without a
+-- result, as most do. Returns what was saved, with its queue, and the place at which the queue was if it has ended; and what could not be
+-- saved because somebody has locked the row.
 create function pgqueuetopia.persist(
   p_scope text,
   p_ids bigint[],
@@ -25,9 +27,12 @@ create function pgqueuetopia.persist(
   p_spent boolean[],
   p_errors jsonb[],
   p_results jsonb[],
+  p_queues text[],
   p_keep boolean,
   p_careful boolean,
   out saved bigint[],
+  out queues text[],
+  out places timestamptz[],
   out busy bigint[]
 )
 language plpgsql
@@ -58,22 +63,32 @@ begin
         when s.delay is null then 'infinity'
         else v_now + s.delay
       end,
-      attempts = case when s.spent then j.attempts else greatest(j.attempts - 1, 0) end,
+      attempts = case when s.spent is not false then j.attempts else greatest(j.attempts - 1, 0) end,
       errors = case
         when s.error is null then j.errors else pgqueuetopia.append_error(j.errors, s.error, v_now)
       end,
       result = s.result,
       updated_at = v_now
-    from unnest(p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results)
-      as s (id, claim, outcome, delay, spent, error, result)
+    from (
+      select
+        u.id, u.claim, case when u.spent is null then 'succeeded' else u.outcome end as outcome,
+        u.delay, u.spent, u.error, u.result, u.queue
+      from unnest(p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_queues)
+        as u (id, claim, outcome, delay, spent, error, result, queue)
+    ) s
     where j.id = s.id
       and j.claim = s.claim
       and j.scope = p_scope
       and j.outcome is null
       and (not p_careful or j.id = any (v_ids))
-    returning j.id
+    -- The queue by which it was claimed: somebody may have moved it to another one since.
+    returning
+      j.id, s.queue,
+      case when j.done_at is not null and j.queue = s.queue then j.scheduled_at end as place
   )
-  select coalesce(array_agg(s.id), '{}') into saved from saving s;
+  select coalesce(array_agg(s.id), '{}'), coalesce(array_agg(s.queue), '{}'), array_agg(s.place)
+  into saved, queues, places
+  from saving s;
   if not p_keep then
     delete from pgqueuetopia.jobs j where j.id = any (saved) and j.done_at is not null;
   end if;

@@ -2,7 +2,8 @@
 
 -- Lock queues that are due, highest priority first, then the one due longest. The lock comes before the
 -- snapshot that reads the head (in claim), or a job that another node has just finished would run again.
--- A taken row belongs to a node; a rescue looks at those too, and finds the queues of the dead.
+-- A taken row belongs to a node; a rescue looks at those too, and finds the queues of the dead. Tells whether some
+-- were contended, and whether there may be more than there was room for.
 create function pgqueuetopia.acquire(
   p_scope text,
   p_held text[],
@@ -12,7 +13,8 @@ create function pgqueuetopia.acquire(
   p_careful boolean,
   p_now timestamptz,
   out queues text[],
-  out contended boolean
+  out contended boolean,
+  out is_full boolean
 )
 language plpgsql
 as $$
@@ -55,6 +57,7 @@ begin
     from pgqueuetopia.run_queue q
     where q.scope = p_scope and q.priority < v_priority;
   end loop;
+  is_full := cardinality(v_rows) >= p_room;
   -- failpoint: locked
   if cardinality(v_surplus) > 0 then
     delete from pgqueuetopia.run_queue q where q.id = any (array(

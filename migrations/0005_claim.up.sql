@@ -43,15 +43,13 @@ create type pgqueuetopia.claimed_job as (
 create function pgqueuetopia.claim(
   p_scope text,
   p_node text,
-  p_ids bigint[],
   p_queues text[],
-  p_after_at timestamptz[],
-  p_after_id bigint[],
-  p_slice_over boolean[],
+  p_ids bigint[],
+  p_places timestamptz[],
+  p_yielding text[],
   p_over boolean,
   p_avoid text[],
   p_acquired text[],
-  p_busy bigint[],
   p_spare integer,
   p_suspended boolean,
   p_check_suspension boolean,
@@ -69,12 +67,11 @@ begin
   -- failpoint: before look
   with asked as materialized (
     select
-      q.queue, q.after_at, q.after_id,
+      q.queue, q.place as after_at, q.id as after_id,
       q.queue = any (p_avoid)
       or (p_over and row_number() over (order by q.n) > p_spare) as yields
-    from unnest(p_ids, p_queues, p_after_at, p_after_id, p_slice_over)
-      with ordinality as q (id, queue, after_at, after_id, slice_over, n)
-    where q.slice_over = p_over and (q.id is null or q.id <> all (p_busy))
+    from unnest(p_queues, p_ids, p_places) with ordinality as q (queue, id, place, n)
+    where q.queue = any (p_yielding) = p_over
     union all
     select q.queue, null, null, false from unnest(p_acquired) q (queue)
   ),
@@ -84,9 +81,8 @@ begin
       a.suspended,
       j.id,
       j.priority,
-      greatest(j.scheduled_at, j.next_attempt_at) as due_at,
-      not (a.yields or a.suspended or p_suspended)
-      and coalesce(greatest(j.scheduled_at, j.next_attempt_at) <= v_now, false) as due
+      j.due_at,
+      not (a.yields or a.suspended or p_suspended) and coalesce(j.due_at <= v_now, false) as due
     from (
       select
         q.*,
@@ -94,11 +90,13 @@ begin
         and pgqueuetopia.some_suspended(p_scope, q.queue || '_suspended') as suspended
       from asked q
     ) a
-    left join pgqueuetopia.jobs j on j.id = coalesce(
+    -- The first of these that finds a job: an append is run in its order.
+    left join lateral (
       -- The next one of a queue that goes on: dead index entries are passed once. Not where something
       -- came in, or back, ahead of it: there is a row then that nobody has taken.
       (
-        select n.id from pgqueuetopia.jobs n
+        select n.id, n.priority, greatest(n.scheduled_at, n.next_attempt_at) as due_at
+        from pgqueuetopia.jobs n
         where n.scope = p_scope and n.queue = a.queue and n.done_at is null
           and (n.scheduled_at, n.id) > (a.after_at, a.after_id)
           and not exists (
@@ -106,20 +104,25 @@ begin
             where e.scope = p_scope and e.queue = a.queue and e.ready_at <= a.after_at and not e.taken
           )
         order by n.scheduled_at, n.id limit 1
-      ),
+      )
+      union all
       -- A head that waits for its next attempt: nothing overtakes it.
       (
-        select w.id from pgqueuetopia.jobs w
+        select w.id, w.priority, greatest(w.scheduled_at, w.next_attempt_at)
+        from pgqueuetopia.jobs w
         where w.scope = p_scope and w.queue = a.queue
           and w.done_at is null and w.next_attempt_at is not null
         order by w.next_attempt_at, w.id limit 1
-      ),
+      )
+      union all
       (
-        select f.id from pgqueuetopia.jobs f
+        select f.id, f.priority, greatest(f.scheduled_at, f.next_attempt_at)
+        from pgqueuetopia.jobs f
         where f.scope = p_scope and f.queue = a.queue and f.done_at is null
         order by f.scheduled_at, f.id limit 1
       )
-    )
+      limit 1
+    ) j on true
   ),
   free as (
     select j.id from pgqueuetopia.jobs j

@@ -47,8 +47,8 @@ $$;
 create procedure pgqueuetopia.step(
   p_scope text,
   p_node text,
-  -- what became of jobs (an id is null where a held queue is only to be looked at again), where their
-  -- queues were if they ended, and whether the queue's slice is over
+  -- what became of jobs (an id is null where a held queue is only to be looked at again; see persist for the
+  -- arrays that may be shorter), their queues, and which queues' slice is over
   p_ids bigint[],
   p_claims bigint[],
   p_outcomes text[],
@@ -57,9 +57,7 @@ create procedure pgqueuetopia.step(
   p_errors jsonb[],
   p_results jsonb[],
   p_queues text[],
-  p_after_at timestamptz[],
-  p_after_id bigint[],
-  p_slice_over boolean[],
+  p_yielding text[],
   -- queues whose job runs on; queues that this node must not run; how many jobs may be claimed; whether to
   -- look for the queues of the dead
   p_running text[],
@@ -80,6 +78,8 @@ create procedure pgqueuetopia.step(
   inout careful boolean,
   -- whether the server's lock table had no room for another queue
   inout crowded boolean,
+  -- whether there may be more to claim than there was room for
+  inout more boolean,
   inout next_ready_in double precision,
   inout horizon bigint
 )
@@ -92,6 +92,8 @@ declare
   v_skipped_too boolean := false;
   v_may_start boolean;
   v_some_queue_suspended boolean;
+  v_queues text[];
+  v_places timestamptz[];
   v_acquired text[];
   v_contended boolean := false;
   v_room integer;
@@ -108,10 +110,20 @@ begin
       saved := '{}';
       busy := '{}';
       v_acquired := '{}';
+      v_queues := '{}';
+      v_places := '{}';
       if cardinality(p_ids) > 0 then
-        select p.saved, p.busy into saved, busy from pgqueuetopia.persist(
-          p_scope, p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_keep, v_careful
+        select p.saved, p.queues, p.places, p.busy into saved, v_queues, v_places, busy
+        from pgqueuetopia.persist(
+          p_scope, p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_queues, p_keep,
+          v_careful
         ) p;
+      end if;
+      if array_position(p_ids, null) is not null then
+        -- Held queues that are only to be looked at.
+        v_queues := v_queues || array(
+          select q.queue from unnest(p_ids, p_queues) q (id, queue) where q.id is null
+        );
       end if;
       -- failpoint: persisted
       select
@@ -128,22 +140,23 @@ begin
       -- Those that go on come first; what they leave of the room is for others; a queue whose slice is over
       -- goes on only where that is not needed.
       select c.* into claimed, again, v_let_go, v_skipped from pgqueuetopia.claim(
-        p_scope, p_node, p_ids, p_queues, p_after_at, p_after_id, p_slice_over, false, p_avoid, '{}',
-        busy, 0, suspended or not v_may_start, v_some_queue_suspended, v_careful
+        p_scope, p_node, v_queues, saved, v_places, p_yielding, false, p_avoid, '{}', 0,
+        suspended or not v_may_start, v_some_queue_suspended, v_careful
       ) c;
       v_room := p_room - cardinality(claimed) - cardinality(again);
+      more := p_room > 0 and v_room <= 0;
       -- failpoint: before acquire
       if v_room > 0 and not suspended and v_may_start and not crowded then
-        select a.queues, a.contended into v_acquired, v_contended from pgqueuetopia.acquire(
+        select a.queues, a.contended, a.is_full into v_acquired, v_contended, more from pgqueuetopia.acquire(
           p_scope, p_running || p_queues, p_avoid || v_let_go, v_room, p_rescue, v_careful, v_now
         ) a;
       end if;
-      if cardinality(v_acquired) > 0 or true = any (p_slice_over) then
+      if cardinality(v_acquired) > 0 or cardinality(p_yielding) > 0 then
         select step.claimed || c.claimed, step.again || c.again, v_let_go || c.let_go, c.skipped
         into claimed, again, v_let_go, v_skipped_too
         from pgqueuetopia.claim(
-          p_scope, p_node, p_ids, p_queues, p_after_at, p_after_id, p_slice_over, true, p_avoid, v_acquired,
-          busy, v_room - cardinality(v_acquired), suspended or not v_may_start, v_some_queue_suspended, v_careful
+          p_scope, p_node, v_queues, saved, v_places, p_yielding, true, p_avoid, v_acquired,
+          v_room - cardinality(v_acquired), suspended or not v_may_start, v_some_queue_suspended, v_careful
         ) c;
       end if;
       if p_rescue then

@@ -81,7 +81,7 @@ class Settlement:
     @classmethod
     def succeeded(cls, result: Any) -> "Settlement":
         """It is done."""
-        return cls("succeeded", result=result)
+        return SUCCEEDED if result is None else cls("succeeded", result=result)
 
     @classmethod
     def retried(cls, failure: Failure, delay: timedelta) -> "Settlement":
@@ -107,3 +107,7 @@ class Settlement:
     def interrupted(cls) -> "Settlement":
         """Its node stopped; it is due now."""
         return cls(None, timedelta(0), attempt_spent=False)
+
+
+# What most jobs come to.
+SUCCEEDED = Settlement("succeeded")

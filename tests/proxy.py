@@ -46,17 +46,19 @@ class Proxy:
             await listener.serve(self._handle)
 
     async def _handle(self, client: anyio.abc.ByteStream) -> None:
-        if self._refuses:
-            await client.aclose()
-            return
-        await self._open.wait()
-        try:
-            server = await anyio.connect_unix(self._target)
-        except OSError:
-            await client.aclose()
-            return
+        async with client:
+            if self._refuses:
+                return
+            await self._open.wait()
+            try:
+                server = await anyio.connect_unix(self._target)
+            except OSError:
+                return
+            await self._forward(client, server)
+
+    async def _forward(self, client: anyio.abc.ByteStream, server: anyio.abc.ByteStream) -> None:
         self._streams |= {client, server}
-        async with client, server, anyio.create_task_group() as tasks:
+        async with server, anyio.create_task_group() as tasks:
             tasks.start_soon(self._pump, client, server, tasks.cancel_scope)
             tasks.start_soon(self._pump, server, client, tasks.cancel_scope)
         self._streams -= {client, server}

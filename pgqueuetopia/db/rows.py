@@ -16,9 +16,56 @@ LONGEST_MESSAGE = 2_000
 LONGEST_TRACEBACK = 8_000
 
 
-def job_of(row: asyncpg.Record, **known: Any) -> Job:
-    """A job from a row of job_states, or from a claimed_job with what the node knows besides."""
-    values = dict(row.items()) | known
+# The columns of pgqueuetopia.claimed_job, in their order, and what is known of a job that was just claimed.
+CLAIMED = (
+    "id",
+    "queue",
+    "action",
+    "params",
+    "priority",
+    "timeout",
+    "max_backoff",
+    "max_attempts",
+    "scheduled_at",
+    "next_attempt_at",
+    "attempts",
+    "claim",
+    "attempted_at",
+    "attempted_by",
+    "errors",
+    "inserted_at",
+    "updated_at",
+    "progress",
+    "result",
+    "done_at",
+    "outcome",
+    "state",
+    "scope",
+)
+RUNS = (None, None, None, None, "executing")
+# Job's own constructor takes 5 µs, for it is frozen: a sixth of what a claim costs a node.
+_PUT = tuple(getattr(Job, name).__set__ for name in CLAIMED)
+_PUT_PARAMS, _PUT_NEXT, _PUT_ERRORS = (
+    _PUT[CLAIMED.index(n)] for n in ("params", "next_attempt_at", "errors")
+)
+
+
+def claimed_job_of(row: asyncpg.Record, scope: str) -> Job:
+    """A job from a claimed_job."""
+    job = object.__new__(Job)
+    for put, value in zip(_PUT, (*row, *RUNS, scope), strict=True):
+        put(job, value)
+    if job.params is not None:
+        _PUT_PARAMS(job, loaded(job.params))
+    _PUT_ERRORS(job, () if row["errors"] == "[]" else tuple(loaded(row["errors"])))
+    if job.next_attempt_at == NEVER:
+        _PUT_NEXT(job, None)
+    return job
+
+
+def job_of(row: asyncpg.Record) -> Job:
+    """A job from a row of job_states."""
+    values = dict(row.items())
     for name in ("params", "progress", "result"):
         if values.get(name) is not None:
             values[name] = loaded(values[name])

@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import asyncpg
+from asyncpg.prepared_stmt import PreparedStatement
 
-from pgqueuetopia.db import rows
+from pgqueuetopia.db.deadlines import Deadlines
 from pgqueuetopia.db.driver import (
     CONNECT_TIMEOUT,
     NEEDS_DIRECT_CONNECTION,
@@ -19,12 +18,15 @@ from pgqueuetopia.db.driver import (
     translated,
 )
 from pgqueuetopia.db.statements import SQL
+from pgqueuetopia.db.step import Ended, Stepped, settlement_columns, stepped_of
 from pgqueuetopia.errors import DatabaseUnavailable, Misconfigured
-from pgqueuetopia.job import Job
-from pgqueuetopia.outcome import Settlement
 
 JOBS_CHANNEL = "pgqueuetopia_jobs"
 CONFIGS_CHANNEL = "pgqueuetopia_configs"
+
+# Prepared when a session opens: a partition between a statement's preparation and its execution would leave
+# the server waiting for the rest, a state in which none of its timeouts but TCP's counts.
+STATEMENTS = ("announce_node", "step", "started", "fall_asleep", "wake_up", "ping", "list_configs")
 
 SERVER_SETTINGS = {
     # Locking first and reading in a later statement needs a new snapshot for each statement.
@@ -44,73 +46,6 @@ SERVER_SETTINGS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """When each side gives the other up, in seconds, from how long a node may keep its queues unheard.
-
-    A node that has heard nothing for `heartbeat` asks, and gives up `client` later: it stops its jobs
-    before the server, after `server`, gives up on the node and hands its locks on.
-    """
-
-    server: float
-
-    @property
-    def heartbeat(self) -> float:
-        """How often a node that is idle asks for a sign of life."""
-        return self.server / 4
-
-    @property
-    def client(self) -> float:
-        """How long a node waits for an answer."""
-        return self.server / 2
-
-    def settings(self) -> dict[str, str]:
-        """The server's side of it."""
-        milliseconds = str(int(self.server * 1000))
-        return {
-            "statement_timeout": milliseconds,
-            "idle_in_transaction_session_timeout": milliseconds,
-            "idle_session_timeout": milliseconds,
-            "tcp_user_timeout": milliseconds,
-            "tcp_keepalives_idle": str(max(1, int(self.server / 3))),
-            "tcp_keepalives_interval": str(max(1, int(self.server / 6))),
-            "tcp_keepalives_count": "3",
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A held queue whose job has ended, to be settled and looked at again.
-
-    `job` is None where a held queue is only to be looked at. `after` is where the queue was, if the job
-    is done with: the scheduled_at and id of that job. `slice_since` is when the queue's slice began, by the
-    node's clock.
-    """
-
-    queue: str
-    job: Job | None = None
-    settlement: Settlement | None = None
-    result: str | None = None
-    after: tuple[datetime, int] | None = None
-    slice_since: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Stepped:
-    """What a step did, and when to look again."""
-
-    claimed: list[Job]
-    saved: frozenset[int]
-    busy: frozenset[int]
-    again: list[str]
-    suspended: bool
-    held_up: bool
-    careful: bool
-    crowded: bool
-    next_ready_in: float | None
-    horizon: int
-
-
 class Session:
     """One node on the database. Any error means that the session, and every lock it held, is lost."""
 
@@ -119,6 +54,7 @@ class Session:
         self.scope = scope
         self.node = node
         self._connection = connection
+        self._statements: dict[str, PreparedStatement] = {}
         self._starting = False
         self.sleeping = False
         self.lost = False
@@ -180,6 +116,8 @@ class Session:
             await self._connection.add_listener(
                 CONFIGS_CHANNEL, lambda *heard: self._hear_config(str(heard[-1]), on_config)
             )
+            for name in STATEMENTS:
+                self._statements[name] = await self._connection.prepare(SQL[name])
         await self._fetch("announce_node", self.scope)
         # A step that claims nothing: what is missing, in the database or in our rights, is told now.
         await self.step([], [], [], [], 0, rescue=False, keep=True)
@@ -204,7 +142,7 @@ class Session:
     async def step(
         self,
         ended: Sequence[Ended],
-        slice_over: Sequence[bool],
+        yielding: Sequence[str],
         running: Sequence[str],
         avoid: Sequence[str],
         room: int,
@@ -214,10 +152,11 @@ class Session:
         started: bool = True,
         careful: bool = False,
     ) -> Stepped:
-        """Persist what ended and claim the next jobs, for all queues of this node, in one round trip.
+        """Persist what ended (in_order) and claim the next jobs, for all queues, in one round trip.
 
-        Unless everything that was claimed before has `started`, `room` must be 0. A `careful` step passes
-        over rows that somebody has locked; another one waits for them a little, and then becomes careful.
+        `yielding`: which of their queues go on only where others need no room. Unless everything
+        that was claimed before has `started`, `room` must be 0. A `careful` step passes over rows that
+        somebody has locked; another one waits for them a little, and then becomes careful.
         """
         [row] = await self._fetch(
             "step",
@@ -225,9 +164,7 @@ class Session:
             self.node,
             *settlement_columns(ended, self.node),
             [one.queue for one in ended],
-            [one.after and one.after[0] for one in ended],
-            [one.after and one.after[1] for one in ended],
-            slice_over,
+            yielding,
             running,
             avoid,
             room,
@@ -236,7 +173,7 @@ class Session:
             self._starting and started,
             careful,
         )
-        stepped = _stepped(row, self.scope)
+        stepped = stepped_of(row, self.scope)
         self._starting = bool(stepped.claimed) or (self._starting and not started)
         return stepped
 
@@ -290,38 +227,4 @@ class Session:
         with translated():
             if self._connection.is_closed():
                 raise DatabaseUnavailable("The node's session is closed.")
-            return await self._connection.fetch(SQL[statement], *arguments)
-
-
-def _stepped(row: asyncpg.Record, scope: str) -> Stepped:
-    return Stepped(
-        claimed=[rows.job_of(job, scope=scope, state="executing") for job in row["claimed"]],
-        saved=frozenset(row["saved"]),
-        busy=frozenset(row["busy"]),
-        again=row["again"],
-        suspended=row["suspended"],
-        held_up=row["held_up"],
-        careful=row["careful"],
-        crowded=row["crowded"],
-        next_ready_in=row["next_ready_in"],
-        horizon=row["horizon"],
-    )
-
-
-def settlement_columns(ended: Sequence[Ended], node: str) -> tuple[list[Any], ...]:
-    """What ended as one array for each column: id, claim, outcome, delay, spent, error, result."""
-    return (
-        [one.job and one.job.id for one in ended],
-        [one.job and one.job.claim for one in ended],
-        [one.settlement and one.settlement.outcome for one in ended],
-        [one.settlement and one.settlement.delay for one in ended],
-        [one.settlement and one.settlement.attempt_spent for one in ended],
-        [_error(one, node) for one in ended],
-        [one.result for one in ended],
-    )
-
-
-def _error(one: Ended, node: str) -> str | None:
-    if one.job is None or one.settlement is None:
-        return None
-    return rows.error_entry(one.settlement.failure, one.job.attempts, node)
+            return await self._statements[statement].fetch(*arguments)

@@ -10,7 +10,8 @@ import anyio.abc
 import structlog
 
 from pgqueuetopia.db.repo import Repo
-from pgqueuetopia.db.session import Ended, Session, settlement_columns
+from pgqueuetopia.db.session import Session
+from pgqueuetopia.db.step import Ended, in_order, settlement_columns
 from pgqueuetopia.errors import DatabaseUnavailable, QueuetopiaError
 from pgqueuetopia.failure import FailurePolicy
 from pgqueuetopia.job import Job
@@ -210,7 +211,7 @@ class Node:
 
     async def _persist(self, ended: list[Ended]) -> int:
         with anyio.fail_after(GRACE):
-            columns = settlement_columns(ended, self.name)
+            columns = settlement_columns(in_order(ended), self.name)
             keep = self._plan.keeps_finished_jobs
             return len(await self._repo.persist(self._plan.scope, columns, keep=keep))
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import anyio.lowlevel
 import structlog
 
-from pgqueuetopia.db.session import Ended, Session, Stepped
+from pgqueuetopia.db.session import Session
+from pgqueuetopia.db.step import Ended, Stepped, in_order
 from pgqueuetopia.job import Job
 from pgqueuetopia.node.bell import Bell
 from pgqueuetopia.node.plan import Plan
@@ -68,6 +69,7 @@ class Scheduler:
     _sleep: Sleep | None = None
     _last_claim: float = 0.0
     _last_rescue: float = 0.0
+    _rescues: bool = False
     _careful_until: float = 0.0
     _joined: bool = False
 
@@ -91,14 +93,12 @@ class Scheduler:
         """A job has ended: have it written, and its queue looked at."""
         self.begin(job)
         since = self.running.pop(job.queue)
-        done = settlement.outcome is not None
         self.ended.append(
             Ended(
                 queue=job.queue,
                 job=job,
                 settlement=settlement,
                 result=result,
-                after=(job.scheduled_at, job.id) if done else None,
                 slice_since=since,
             )
         )
@@ -107,7 +107,7 @@ class Scheduler:
     async def _step(self) -> Stepped:
         self.bell.hear()
         await self.before_step(self.session)
-        ended, self.ended = self.ended, []
+        ended, self.ended = in_order(self.ended), []
         try:
             stepped = await self._ask(ended)
         except BaseException:
@@ -118,13 +118,13 @@ class Scheduler:
 
     async def _ask(self, ended: list[Ended]) -> Stepped:
         now = anyio.current_time()
-        rescue = now - self._last_rescue >= RESCUE
+        rescue = self._rescues or now - self._last_rescue >= RESCUE
         if rescue:
             self._last_rescue = now
         claiming = not (self.starting or self.leaving or self.plan.pause.all)
-        return await self.session.step(
+        stepped = await self.session.step(
             ended,
-            [not claiming or now - one.slice_since > SLICE for one in ended],
+            [one.queue for one in ended if not claiming or now - one.slice_since > SLICE],
             list(self.running),
             sorted(self.plan.pause.queues),
             max(self.room.most(now) - len(self.running), 0) if claiming else 0,
@@ -133,6 +133,8 @@ class Scheduler:
             started=not self.starting,
             careful=now < self._careful_until,
         )
+        self._rescues = rescue and stepped.more
+        return stepped
 
     def _take_in(self, ended: list[Ended], stepped: Stepped) -> None:
         """Start what was claimed; what could not be saved, or is to be looked at again, stays held."""
@@ -160,6 +162,7 @@ class Scheduler:
             self.on_saved(one)
         else:
             log.warning("outcome_lost", job=one.job.id, queue=one.queue, claim=one.job.claim)
+            self.ended.append(Ended(queue=one.queue, slice_since=one.slice_since))
 
     def _start(self, job: Job) -> None:
         """Start a job, or give it back: the step that claimed it was under way when we were told to stop."""
@@ -199,6 +202,8 @@ class Scheduler:
         if len(self.running) >= self.room.most(anyio.current_time()) or self.leaving:
             await self._wake_up()
             return LONGEST_NAP
+        if stepped.more:
+            return 0
         if anyio.current_time() - self._last_claim < LINGER:
             await self._wake_up()
             return LINGER_LOOK

@@ -18,7 +18,8 @@ from hypothesis.stateful import (
 )
 
 from pgqueuetopia import Job, JobNotFound, Queuetopia, Repo
-from pgqueuetopia.db.session import Ended, Session
+from pgqueuetopia.db.session import Session
+from pgqueuetopia.db.step import Ended, in_order
 from pgqueuetopia.outcome import Failure, Settlement
 from tests.conftest import EMPTY
 from tests.db.model import Model
@@ -136,9 +137,7 @@ class World(RuleBasedStateMachine):
 
     def _step(self, session: Session, ended: list[Ended], node: str) -> list[int]:
         running = sorted({job.queue for job in self.model.running(node)})
-        stepped = self.runner.run(
-            session.step(ended, [False] * len(ended), running, [], 10, rescue=True, keep=True)
-        )
+        stepped = self.runner.run(session.step(in_order(ended), [], running, [], 10, rescue=True, keep=True))
         self.runner.run(session.started())
         assert stepped.saved == {one.job.id for one in ended if one.job}
         self.claimed |= {job.id: job for job in stepped.claimed}
@@ -149,8 +148,7 @@ class World(RuleBasedStateMachine):
 
     def _ended(self, job_id: int, settlement: Settlement | None) -> Ended:
         job = self.claimed[job_id]
-        done = settlement is not None and settlement.outcome is not None
-        return Ended(job.queue, job, settlement, after=(job.scheduled_at, job.id) if done else None)
+        return Ended(job.queue, job, settlement)
 
     def _settle(self, job_id: int, how: str) -> None:
         job, settlement = self.model.jobs[job_id], SETTLEMENTS[how]

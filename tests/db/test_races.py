@@ -11,7 +11,8 @@ import asyncpg
 import pytest
 
 from pgqueuetopia import Cancelled, DatabaseUnavailable, Job
-from pgqueuetopia.db.session import Ended, Session, Stepped, settlement_columns
+from pgqueuetopia.db.session import Session
+from pgqueuetopia.db.step import Ended, Stepped, settlement_columns
 from pgqueuetopia.outcome import Failure, Settlement
 from tests.db import failpoints
 from tests.support import Recorder, an_app, eventually
@@ -63,7 +64,7 @@ async def look(session: Session, *ended: Ended, room: int = 10, over: bool = Fal
     """One step that settles what ended and claims up to `room` jobs, looking for the queues of the dead."""
     return await session.step(
         ended,
-        [over] * len(ended),
+        [one.queue for one in ended] if over else [],
         known.get("running", []),
         [],
         room,
@@ -73,7 +74,7 @@ async def look(session: Session, *ended: Ended, room: int = 10, over: bool = Fal
 
 
 def done(job: Job) -> Ended:
-    return Ended(job.queue, job, Settlement.succeeded(None), None, (job.scheduled_at, job.id))
+    return Ended(job.queue, job, Settlement.succeeded(None))
 
 
 def ids(stepped: Stepped) -> list[int]:

@@ -30,7 +30,7 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
 ) -> None:
     """Plans made for empty tables stay good for large ones, and the other way round."""
     node = await asyncpg.connect(dsn, server_settings=SERVER_SETTINGS)
-    nothing: list[list[object]] = [[] for _ in range(11)]
+    nothing: list[list[object]] = [[] for _ in range(9)]
     # The first calls make the plans, while the tables are empty.
     for _ in range(2):
         await node.fetch(SQL["step"], "Test", "n", *nothing, [], [], 50, True, True, False, False)
@@ -52,9 +52,7 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
             [None] * 50,
             [None] * 50,
             [job["queue"] for job in claimed],
-            [job["scheduled_at"] for job in claimed],
-            [job["id"] for job in claimed],
-            [ended] * 50,
+            [job["queue"] for job in claimed] if ended else [],
         ]
         answer = await node.fetch(SQL["step"], "Test", "n", *settled, [], [], 50, False, True, True, False)
         claimed = answer[0][0]

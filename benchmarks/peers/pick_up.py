@@ -1,0 +1,113 @@
+"""How soon does an idle worker start a job, ours and those of the peers that are woken?"""
+
+import random
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+
+from benchmarks.figures import Figure, latencies
+from benchmarks.peers.databases import a_database_with
+from benchmarks.peers.peer import Contestant
+from benchmarks.peers.runner import Event
+from benchmarks.peers.sizes import scaled
+from benchmarks.server import Server
+from pgqueuetopia import Queuetopia, Repo
+from tests.acceptance.cluster import Cluster, until_nodes_are_up
+from tests.acceptance.node import SCOPE
+from tests.support import eventually
+
+SAMPLES = scaled(200)
+# Jobs that are not counted: a worker may still be starting.
+WARM_UP = 5
+JOBS = WARM_UP + SAMPLES
+# In seconds; a pause is between one and two times as long.
+PAUSE = 0.1
+# In seconds, for the last job to start.
+LIMIT = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """When the enqueueing of each job was called, when it returned, and when the job started."""
+
+    called: dict[int, float] = field(default_factory=dict)
+    returned: dict[int, float] = field(default_factory=dict)
+    started: dict[int, float] = field(default_factory=dict)
+
+    def figures(self, who: str) -> list[Figure]:
+        """A start before the enqueueing has returned counts as one at once."""
+        return [
+            latencies(
+                f"idle {who}: from the enqueueing call's return to the start", self._since(self.returned)
+            ),
+            latencies(f"idle {who}: from the enqueueing call to the start", self._since(self.called)),
+        ]
+
+    def _since(self, moments: Mapping[int, float]) -> list[float]:
+        return [max(self.started[job] - moments[job], 0.0) for job in list(moments)[WARM_UP:]]
+
+
+async def measure(
+    server: Server, contestants: Sequence[Contestant], tell: Callable[[str], None]
+) -> list[Figure]:
+    """The worker is a process of its own, which has had nothing to do for a tenth of a second or more."""
+    tell(f"{SAMPLES} jobs, each for an idle worker: pgqueuetopia")
+    figures = (await _ours(server)).figures("pgqueuetopia")
+    for contestant in contestants:
+        if contestant.peer.wakes:
+            tell(f"{SAMPLES} jobs, each for an idle worker: {contestant}")
+            figures += (await _theirs(server, contestant)).figures(str(contestant))
+    return figures
+
+
+async def _ours(server: Server) -> Samples:
+    async with server.database() as dsn:
+        app = Queuetopia(repo=Repo(dsn), scope=SCOPE)
+        with tempfile.TemporaryDirectory() as folder:
+            cluster = Cluster(dsn, Path(folder))
+            try:
+                node = cluster.start()
+                await until_nodes_are_up(app, 1)
+                samples = await _enqueue(app)
+                await eventually(lambda: len(node.runs) == JOBS, within=LIMIT)
+                samples.started.update({run.job: run.start for run in node.runs})
+            finally:
+                cluster.kill_all()
+                await app.close()
+    return samples
+
+
+async def _enqueue(app: Queuetopia) -> Samples:
+    samples = Samples()
+    for n in range(JOBS):
+        await anyio.sleep(PAUSE * random.uniform(1, 2))
+        called = time.monotonic()
+        job = await app.create_job(f"q{n % 10}", "work")
+        samples.called[job.id], samples.returned[job.id] = called, time.monotonic()
+    return samples
+
+
+async def _theirs(server: Server, contestant: Contestant) -> Samples:
+    """The jobs come from one process of the peer, and run in another."""
+    samples = Samples()
+    async with (
+        a_database_with(contestant, server) as dsn,
+        contestant.runner.running("watch", dsn=dsn) as starts,
+    ):
+        for event in await contestant.runner.run("trickle", JOBS, PAUSE, dsn=dsn):
+            samples.called[event["job"]] = event["called"]
+            samples.returned[event["job"]] = event["returned"]
+        with anyio.fail_after(LIMIT):
+            await _collect(starts, samples.started)
+    return samples
+
+
+async def _collect(starts: AsyncIterator[Event], started: dict[int, float]) -> None:
+    async for event in starts:
+        started[event["job"]] = event["start"]
+        if len(started) == JOBS:
+            return
