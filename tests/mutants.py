@@ -181,6 +181,13 @@ MUTANTS = [
         f"{LOSS}::test_a_node_that_was_alone_notices_the_death_of_one_that_joined_later",
     ),
     Mutant(
+        "who finds itself alone does not look for the dead",
+        SCHEDULER,
+        "            self._rescues = alone\n",
+        "",
+        f"{LOSS}::test_a_node_that_finds_itself_alone_looks_for_the_queues_of_the_dead_once_more",
+    ),
+    Mutant(
         "an idle node does not ask for a sign of life",
         SCHEDULER,
         "            await self.session.ping()\n",

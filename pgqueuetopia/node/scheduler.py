@@ -218,6 +218,8 @@ class Scheduler:
         if self._sleep is None:
             horizon, alone = await self.session.fall_asleep()
             self._sleep = Sleep(horizon, alone, now)
+            # The last look for the queues of the dead, while we are alone: who left may have left some.
+            self._rescues = alone
             return 0
         soon = stepped.next_ready_in if stepped.next_ready_in is not None else self.plan.poll_interval
         if stepped.horizon < self._sleep.horizon:

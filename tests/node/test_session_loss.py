@@ -12,6 +12,7 @@ import structlog
 
 from pgqueuetopia import Job, Misconfigured, Repo
 from pgqueuetopia.db import session
+from pgqueuetopia.node import scheduler
 from tests.conftest import execute
 from tests.proxy import a_proxy
 from tests.support import Recorder, an_app, eventually
@@ -162,6 +163,29 @@ async def test_a_node_that_was_alone_notices_the_death_of_one_that_joined_later(
             other._pause.all = True
             await execute(dsn, f"select pg_terminate_backend({pid})")
             await eventually(lambda: here.performed, within=5)
+
+
+async def test_a_node_that_finds_itself_alone_looks_for_the_queues_of_the_dead_once_more(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one beside it died after its last look for them: nothing but its absence tells."""
+    here, there = Recorder(), Held()
+    async with (
+        an_app(dsn, here, poll_interval=0.1) as app,
+        an_app(dsn, there, shutdown=0) as other,
+        other.running(),
+    ):
+        await app.create_job("q", "a")
+        await eventually(lambda: there.performed)
+        async with app.running():
+            await eventually(lambda: app._nodes[0]._scheduler._sleep)  # type: ignore[union-attr]
+            monkeypatch.setattr(scheduler, "RESCUE", 3600)
+            monkeypatch.setattr(scheduler, "COMPANY", 0.3)
+            pid = await pid_of(dsn, (await app.status()).nodes, there.performed[0].attempted_by)
+            other._pause.all = True
+            monkeypatch.setattr(other.repo, "_session_dsn", "postgresql://127.0.0.1:1/none")
+            await execute(dsn, f"select pg_terminate_backend({pid})")
+            await eventually(lambda: here.performed)
 
 
 async def pid_of(dsn: str, nodes: tuple[str, ...], node: str | None) -> int:
