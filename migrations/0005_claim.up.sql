@@ -71,7 +71,7 @@ begin
       q.queue = any (p_avoid)
       or (p_over and row_number() over (order by q.n) > p_spare) as yields
     from unnest(p_queues, p_ids, p_places) with ordinality as q (queue, id, place, n)
-    where q.queue = any (p_yielding) = p_over
+    where (q.queue = any (p_yielding)) = p_over
     union all
     select q.queue, null, null, false from unnest(p_acquired) q (queue)
   ),

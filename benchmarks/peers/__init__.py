@@ -7,7 +7,7 @@ from benchmarks.figures import Figure
 from benchmarks.peers import pick_up, rates
 from benchmarks.peers.installation import Missing, node, python
 from benchmarks.peers.peer import PEERS_IN_NODE, PEERS_IN_PYTHON, Contestant
-from benchmarks.peers.sizes import SCALE
+from benchmarks.scale import SCALE
 from benchmarks.server import Server
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from benchmarks.peers.runner import Runner
-from benchmarks.peers.sizes import scaled
+from benchmarks.scale import count as scaled
 
 MANY = scaled(50_000)
 FEW = scaled(2_000)

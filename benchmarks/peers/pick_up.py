@@ -13,7 +13,7 @@ from benchmarks.figures import Figure, latencies
 from benchmarks.peers.databases import a_database_with
 from benchmarks.peers.peer import Contestant
 from benchmarks.peers.runner import Event
-from benchmarks.peers.sizes import scaled
+from benchmarks.scale import count as scaled
 from benchmarks.server import Server
 from pgqueuetopia import Queuetopia, Repo
 from tests.acceptance.cluster import Cluster, until_nodes_are_up

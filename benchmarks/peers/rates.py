@@ -10,7 +10,7 @@ import anyio
 from benchmarks.figures import Figure, rate
 from benchmarks.peers.databases import a_database_with
 from benchmarks.peers.peer import Contestant
-from benchmarks.peers.sizes import scaled
+from benchmarks.scale import count as scaled
 from benchmarks.server import Server, connected
 from benchmarks.throughput import Workload, jobs_per_second
 from tests.support import eventually

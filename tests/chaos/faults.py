@@ -34,11 +34,13 @@ async def kill(world: World) -> Fault:
 async def freeze(world: World) -> Fault:
     """SIGSTOP past the deadline, then SIGCONT."""
     place = world.any_place()
-    since = time.monotonic()
     place.node.signal(signal.SIGSTOP)
+    since = time.monotonic()
     await anyio.sleep(SESSION_TIMEOUT * random.uniform(0.5, 2))
+    # Noted before it is woken: it may write down an end at once.
+    until = time.monotonic()
     place.node.signal(signal.SIGCONT)
-    return Fault("frozen", place.node.name, since, time.monotonic(), since)
+    return Fault("frozen", place.node.name, since, until, since)
 
 
 async def black_hole(world: World) -> Fault:

@@ -91,7 +91,7 @@ def as_they_were(runs: Sequence[Run], faults: Sequence[Fault]) -> list[Run]:
 def _as_it_was(run: Run, starts: Sequence[tuple[float, str]], frozen: Sequence[Fault]) -> Run:
     end = run.end if run.end is not None else math.inf
     for fault in frozen:
-        slept = fault.node == run.node and run.start < fault.since and end >= fault.until
+        slept = fault.node == run.node and run.start <= fault.since and end >= fault.until
         if slept and any(node != run.node and fault.since < start < end for start, node in starts):
             return replace(run, end=fault.since, how=INTERRUPTED)
     return run
