@@ -69,7 +69,7 @@ MUTANTS = [
         "  if cardinality(claimed) = 0 and not suspended then\n",
         "  delete from pgqueuetopia.run_queue q where q.queue = any (v_let_go);\n"
         "  if cardinality(claimed) = 0 and not suspended then\n",
-        f"{RACES}::test_a_job_that_commits_between_look_and_commit_is_not_stranded",
+        f"{RACES}::test_a_job_that_commits_after_the_look_at_a_queue_that_goes_on_is_not_stranded",
     ),
     Mutant(
         "what a dead node ran is not found",
@@ -115,9 +115,10 @@ MUTANTS = [
     ),
     Mutant(
         "a job that could not be saved is looked at",
-        CLAIM,
-        "(q.id is null or q.id <> all (p_busy))",
-        "true",
+        STEP,
+        "      -- failpoint: persisted\n",
+        "      v_queues := v_queues || array(select q.queue from unnest(p_ids, p_queues) q (id, queue)"
+        " where q.id = any (busy));\n      -- failpoint: persisted\n",
         f"{RACES}::test_an_outcome_whose_row_somebody_has_locked_is_saved_later",
     ),
     Mutant(

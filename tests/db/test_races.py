@@ -458,6 +458,7 @@ async def test_an_outcome_whose_row_somebody_has_locked_is_saved_later(
         await eventually(lambda: len(performer.performed) == 6)
         assert performer.ids.count(held.id) == 1
         assert behind.id not in performer.ids
+        assert await is_locked(dsn, "held"), "the queue is held as long as its outcome is not saved"
         await transaction.rollback()
         await eventually(lambda: behind.id in performer.ids)
         assert (await app.get_job(held)).attempts == 1
