@@ -189,11 +189,18 @@ MUTANTS = [
         f"{LOSS}::test_a_node_that_finds_itself_alone_looks_for_the_queues_of_the_dead_once_more",
     ),
     Mutant(
+        "a job that was claimed long ago is started",
+        "pgqueuetopia/node/execution.py",
+        "        if not listener.may_begin:\n            return Interrupted()\n",
+        "",
+        f"{LOSS}::test_a_job_that_was_claimed_too_long_ago_is_not_started",
+    ),
+    Mutant(
         "an idle node does not ask for a sign of life",
         SCHEDULER,
         "            await self.session.ping()\n",
         "",
-        f"{LOSS}::test_a_node_that_is_cut_off_stops_before_another_starts_every_time_of_twenty",
+        f"{LOSS}::test_an_idle_session_gives_signs_of_life",
     ),
     Mutant(
         "jobs run on after their session was lost",

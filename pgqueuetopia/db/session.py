@@ -60,6 +60,7 @@ class Session:
         self.lost = False
         self._ping = f"ping {node}"
         self._answered = False
+        self._heard_at = 0.0
 
     @classmethod
     async def open(
@@ -227,4 +228,12 @@ class Session:
         with translated():
             if self._connection.is_closed():
                 raise DatabaseUnavailable("The node's session is closed.")
-            return await self._statements[statement].fetch(*arguments)
+            answer: list[asyncpg.Record] = await self._statements[statement].fetch(*arguments)
+        self._heard_at = anyio.current_time()
+        return answer
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the server still keeps our locks, for all we know: it was heard of not long ago."""
+        silence = anyio.current_time() - self._heard_at
+        return not self.lost and silence < self.deadlines.heartbeat + self.deadlines.client

@@ -43,6 +43,10 @@ LONGEST_RESULT = 1_000_000
 class Listener(Protocol):
     """Whoever wants to know how a job fares."""
 
+    @property
+    def may_begin(self) -> bool:
+        """Whether the job's queue is still ours, for all we know."""
+
     def begin(self, job: Job) -> None:
         """The performer is called now; told by the thread that calls it."""
 
@@ -93,6 +97,8 @@ class Execution:
 
     async def _attempt(self, job: Job, listener: Listener) -> Outcome:
         """Call the performer under the job's timeout."""
+        if not listener.may_begin:
+            return Interrupted()
         run = self._running[job.id] = Run()
         try:
             return _outcome_of(await self._perform(job, run, listener))

@@ -85,6 +85,11 @@ class Scheduler:
         self._joined = True
         self.bell.ring()
 
+    @property
+    def may_begin(self) -> bool:
+        """False in a process that was frozen since its jobs were claimed: their queues may run elsewhere."""
+        return self.session.is_fresh
+
     def begin(self, job: Job) -> None:
         """A job that was claimed has been started; may be called by any thread."""
         self.starting.discard(job.id)

@@ -165,6 +165,27 @@ async def test_a_node_that_was_alone_notices_the_death_of_one_that_joined_later(
             await eventually(lambda: here.performed, within=5)
 
 
+async def test_a_job_that_was_claimed_too_long_ago_is_not_started(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was frozen between claim and start: its queue may run elsewhere by now."""
+    performer = Recorder()
+    async with an_app(dsn, performer) as app:
+        job = await app.create_job("q", "a")
+        with monkeypatch.context() as frozen:
+            frozen.setattr(session.Session, "is_fresh", False)
+            async with app.running():
+                await eventually(lambda: has_claim(app, job, 2))
+        assert performer.performed == []
+        async with app.running():
+            await eventually(lambda: is_in(app, job, "succeeded"))
+        assert (await app.get_job(job)).attempts == 1
+
+
+async def has_claim(app: Any, job: Job, claim: int) -> bool:
+    return bool((await app.get_job(job)).claim >= claim)
+
+
 async def test_a_node_that_finds_itself_alone_looks_for_the_queues_of_the_dead_once_more(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
