@@ -1,7 +1,7 @@
 """Breaks everything for a while, and judges: python -m tests.chaos, or make chaos.
 
 CHAOS_SECONDS (600) is how long; CHAOS_SEED makes the same choices again; CHAOS_KINDS names the faults to do
-(their functions); CHAOS_SESSION_TIMEOUT (3) is how many seconds a session lives unheard; CHAOS_POOLER=1 sends
+(their functions); CHAOS_SESSION_TIMEOUT (4) is how many seconds a session lives unheard; CHAOS_POOLER=1 sends
 all but the nodes' sessions through PgBouncer. The last line is the verdict; exit 1 on any fault.
 """
 

@@ -21,7 +21,7 @@ from tests.proxy import Proxy, a_proxy
 from tests.support import eventually
 
 QUEUES = 300
-SESSION_TIMEOUT = float(os.environ.get("CHAOS_SESSION_TIMEOUT", "3"))
+SESSION_TIMEOUT = float(os.environ.get("CHAOS_SESSION_TIMEOUT", "4"))
 END_SESSIONS = """
 select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'pgqueuetopia %'
 """
