@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from pgqueuetopia import Job, NewJob, Performer, Queuetopia
+from pgqueuetopia import Job, NewJob, Performer, Queuetopia, Repo
 from tests.support import an_app, eventually
 
 JOBS = 50_000
@@ -79,7 +79,8 @@ async def test_jobs_and_lost_sessions_leave_nothing_behind(
     dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     counter = Counter()
-    async with an_app(dsn, counter, job_retention=0) as app, app.running():
+    repo = Repo(dsn, max_size=1)
+    async with an_app(dsn, counter, repo=repo, job_retention=0) as app, app.running():
         for _ in range(WARM_UP):
             await a_round(app, counter, connection)
         before = await held(connection)
