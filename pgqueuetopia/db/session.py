@@ -228,8 +228,10 @@ class Session:
         with translated():
             if self._connection.is_closed():
                 raise DatabaseUnavailable("The node's session is closed.")
+            asked_at = anyio.current_time()
             answer: list[asyncpg.Record] = await self._statements[statement].fetch(*arguments)
-        self._heard_at = anyio.current_time()
+        # Not the time of the answer: it may have lain there while this process was frozen.
+        self._heard_at = asked_at
         return answer
 
     @property
