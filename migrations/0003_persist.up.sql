@@ -16,8 +16,8 @@ return case when jsonb_array_length(errors) >= 20 then errors - 0 else errors en
 -- Write what became of jobs; the fence is claim. An outcome that is null leaves the job pending: after
 -- the delay, or blocked until an operator acts where that is null too. An attempt that is not spent is
 -- given back. The arrays after the claims may be shorter: the jobs beyond their end have succeeded, without a
--- result, as most do. Returns what was saved, with its queue, and the place at which the queue was if it has ended; and what could not be
--- saved because somebody has locked the row.
+-- result, as most do. Returns what was saved, with its queue, and the place at which the queue was if it has
+-- ended; and what could not be saved because somebody has locked the row.
 create function pgqueuetopia.persist(
   p_scope text,
   p_ids bigint[],

@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Self
 
 import anyio
@@ -16,6 +17,7 @@ from pgqueuetopia import options
 from pgqueuetopia.db.configs import Configs, merged
 from pgqueuetopia.db.driver import AnyConnection
 from pgqueuetopia.db.repo import Repo
+from pgqueuetopia.db.sharing import SharedCommits
 from pgqueuetopia.errors import InvalidJob, Misconfigured
 from pgqueuetopia.failure import FailurePolicy, OnExhausted
 from pgqueuetopia.job import Job, NewJob, Seconds, as_timedelta, checked
@@ -56,6 +58,7 @@ class Queuetopia(Operations):
         self._options = options.Options(**{name: getattr(self, name) for name in options.NAMES})
         options.check(type(self).__name__, self.scope, self._options)
         self.configs = Configs(self.repo, self.scope, type(self.settings), self._take_configs)
+        self._shared = SharedCommits(partial(self.repo.create_jobs, self.scope))
         self._pause = Pause()
         self._nodes: list[Node] = []
         self._log = log.bind(scope=self.scope)
@@ -92,8 +95,9 @@ class Queuetopia(Operations):
 
         `scheduled_at` is an aware datetime or a timedelta from now; `timeout` (0: none) and `max_backoff` are
         seconds or timedelta; `max_attempts` counts all runs. With `conn` the job is part of the caller's
-        transaction: rolled back, it never existed. Raises InvalidJob, before anything is sent, with all that
-        is wrong; NotMigrated, AccessDenied, DatabaseUnavailable.
+        transaction: rolled back, it never existed. Without it, what other tasks of this process create at the
+        same time is committed together, in the order of the calls. Raises InvalidJob, before anything is
+        sent, with all that is wrong; NotMigrated, AccessDenied, DatabaseUnavailable.
         """
         job = NewJob(
             queue,
@@ -105,7 +109,10 @@ class Queuetopia(Operations):
             max_attempts,
             priority,
         )
-        return await self.repo.create_job(self.scope, checked(job, self._refusal), conn)
+        row = checked(job, self._refusal)
+        if conn is None:
+            return await self._shared.create(row)
+        return await self.repo.create_job(self.scope, row, conn)
 
     async def try_create_job(self, *arguments: Any, **options: Any) -> Job | InvalidJob:
         """create_job that returns InvalidJob instead of raising it (PgQueuetopia's create_job)."""

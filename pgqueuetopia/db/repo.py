@@ -91,7 +91,7 @@ class Repo:
                 )
             return self._pool
 
-    async def create_job(self, scope: str, job: JobRow, conn: AnyConnection | None) -> Job:
+    async def create_job(self, scope: str, job: JobRow, conn: AnyConnection | None = None) -> Job:
         [stored] = await self._fetch(
             "create_job",
             scope,
@@ -108,7 +108,11 @@ class Repo:
         )
         return rows.created_job(scope, job, stored)
 
-    async def create_jobs(self, scope: str, jobs: Sequence[JobRow], conn: AnyConnection | None) -> list[Job]:
+    async def create_jobs(
+        self, scope: str, jobs: Sequence[JobRow], conn: AnyConnection | None = None
+    ) -> list[Job]:
+        if len(jobs) == 1:
+            return [await self.create_job(scope, jobs[0], conn)]
         stored = await self._fetch("create_jobs", scope, *rows.columns_of(jobs), conn=conn)
         return [rows.created_job(scope, job, row) for job, row in zip(jobs, stored, strict=True)]
 
