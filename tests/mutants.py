@@ -191,9 +191,16 @@ MUTANTS = [
     Mutant(
         "a job that was claimed long ago is started",
         "pgqueuetopia/node/execution.py",
-        "        if not listener.may_begin:\n            return Interrupted()\n",
-        "",
+        "await method(*arguments) if listener.begin(job) else Interrupted()",
+        "(listener.begin(job), await method(*arguments))[1]",
         f"{LOSS}::test_a_job_that_was_claimed_too_long_ago_is_not_started",
+    ),
+    Mutant(
+        "an answer is as old as when it was read",
+        "pgqueuetopia/db/session.py",
+        "self._heard_at = asked_at",
+        "self._heard_at = time.monotonic()",
+        f"{LOSS}::test_an_answer_is_as_old_as_its_question",
     ),
     Mutant(
         "an idle node does not ask for a sign of life",

@@ -43,12 +43,8 @@ LONGEST_RESULT = 1_000_000
 class Listener(Protocol):
     """Whoever wants to know how a job fares."""
 
-    @property
-    def may_begin(self) -> bool:
-        """Whether the job's queue is still ours, for all we know."""
-
-    def begin(self, job: Job) -> None:
-        """The performer is called now; told by the thread that calls it."""
+    def begin(self, job: Job) -> bool:
+        """The performer is called now, by this thread, unless the answer is that the job may not be ours."""
 
     def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
         """This is to be written about the job."""
@@ -97,8 +93,6 @@ class Execution:
 
     async def _attempt(self, job: Job, listener: Listener) -> Outcome:
         """Call the performer under the job's timeout."""
-        if not listener.may_begin:
-            return Interrupted()
         run = self._running[job.id] = Run()
         try:
             return _outcome_of(await self._perform(job, run, listener))
@@ -124,8 +118,7 @@ class Execution:
             return await self._perform_in_thread(job, call, limit or math.inf, listener)
         if limit:
             run.limit(limit)
-        listener.begin(job)
-        return await method(*arguments)
+        return await method(*arguments) if listener.begin(job) else Interrupted()
 
     async def _perform_in_thread(
         self, job: Job, method: Callable[[], Any], limit: float, listener: Listener
@@ -133,8 +126,7 @@ class Execution:
         """A thread cannot be stopped, and two jobs of a queue must not overlap: wait for it, however late."""
 
         def call() -> Any:
-            listener.begin(job)
-            return method()
+            return method() if listener.begin(job) else Interrupted()
 
         began = anyio.current_time()
         value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
@@ -159,6 +151,8 @@ def _outcome_of(value: object) -> Outcome:
             return Failed(Failure(_said(message)))
         case Snooze(delay):
             return Snoozed(as_delay(delay))
+        case Interrupted():
+            return value
         case _:
             return Succeeded(value)
 

@@ -85,18 +85,18 @@ class Scheduler:
         self._joined = True
         self.bell.ring()
 
-    @property
-    def may_begin(self) -> bool:
-        """False in a process that was frozen since its jobs were claimed: their queues may run elsewhere."""
-        return self.session.is_fresh
+    def begin(self, job: Job) -> bool:
+        """A job that was claimed is being started; may be called by any thread.
 
-    def begin(self, job: Job) -> None:
-        """A job that was claimed has been started; may be called by any thread."""
+        False in a process that was frozen since the job was claimed: its queue may run elsewhere. The last
+        thing before the performer, for a process may be frozen between any two.
+        """
         self.starting.discard(job.id)
+        return self.session.is_fresh
 
     def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
         """A job has ended: have it written, and its queue looked at."""
-        self.begin(job)
+        self.starting.discard(job.id)
         since = self.running.pop(job.queue)
         self.ended.append(
             Ended(

@@ -1,5 +1,6 @@
 """A node that loses its session stops its jobs, connects again, and loses nothing."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
@@ -165,11 +166,19 @@ async def test_a_node_that_was_alone_notices_the_death_of_one_that_joined_later(
             await eventually(lambda: here.performed, within=5)
 
 
+class Threaded(Recorder):
+    """Its jobs run in threads."""
+
+    def perform(self, job: Job) -> None:  # type: ignore[override]
+        self.performed.append(job)
+
+
+@pytest.mark.parametrize("performer_class", [Recorder, Threaded])
 async def test_a_job_that_was_claimed_too_long_ago_is_not_started(
-    dsn: str, monkeypatch: pytest.MonkeyPatch
+    dsn: str, monkeypatch: pytest.MonkeyPatch, performer_class: type[Recorder]
 ) -> None:
     """A process that was frozen between claim and start: its queue may run elsewhere by now."""
-    performer = Recorder()
+    performer = performer_class()
     async with an_app(dsn, performer) as app:
         job = await app.create_job("q", "a")
         with monkeypatch.context() as frozen:
@@ -180,6 +189,24 @@ async def test_a_job_that_was_claimed_too_long_ago_is_not_started(
         async with app.running():
             await eventually(lambda: is_in(app, job, "succeeded"))
         assert (await app.get_job(job)).attempts == 1
+
+
+async def test_an_answer_is_as_old_as_its_question(dsn: str) -> None:
+    """A frozen process finds an answer when it wakes; what it says was true before."""
+    ring: Callable[..., None] = lambda *_: None  # noqa: E731
+    asking = await session.Session.open(
+        dsn, "Test", "node", on_jobs=ring, on_join=ring, on_config=ring, on_lost=ring, timeout=4
+    )
+    answer = asyncio.create_task(asking.ping())
+    await asyncio.sleep(0)
+    assert asking.is_fresh
+    time.sleep(3.1)  # noqa: ASYNC251
+    await answer
+    assert not asking.lost
+    assert not asking.is_fresh
+    await asking.ping()
+    assert asking.is_fresh
+    await asking.close()
 
 
 async def has_claim(app: Any, job: Job, claim: int) -> bool:
