@@ -1,9 +1,31 @@
 -- Which queues a node runs: the second part of step().
 
+-- Which priorities there are in a run queue, the highest first.
+create function pgqueuetopia.priorities(p_scope text) returns integer[]
+language plpgsql stable
+as $$
+declare
+  v_priority integer;
+  v_priorities integer[] := '{}';
+begin
+  select max(q.priority) into v_priority from pgqueuetopia.run_queue q where q.scope = p_scope;
+  while v_priority is not null loop
+    v_priorities := v_priorities || v_priority;
+    select max(q.priority) into v_priority
+    from pgqueuetopia.run_queue q
+    where q.scope = p_scope and q.priority < v_priority;
+  end loop;
+  return v_priorities;
+end
+$$;
+
 -- Lock queues that are due, highest priority first, then the one due longest. The lock comes before the
 -- snapshot that reads the head (in claim), or a job that another node has just finished would run again.
 -- A taken row belongs to a node; a rescue looks at those too, and finds the queues of the dead. Tells whether some
 -- were contended, and whether there may be more than there was room for.
+--
+-- The front of each priority is where the scan begins, so that nobody's snapshot has us pass the same dead rows
+-- again and again; it stays a little behind, for what commits late. Null: everything, from the start.
 create function pgqueuetopia.acquire(
   p_scope text,
   p_held text[],
@@ -12,6 +34,8 @@ create function pgqueuetopia.acquire(
   p_rescue boolean,
   p_careful boolean,
   p_now timestamptz,
+  inout priorities integer[],
+  inout fronts timestamptz[],
   out queues text[],
   out contended boolean,
   out is_full boolean
@@ -19,27 +43,37 @@ create function pgqueuetopia.acquire(
 language plpgsql
 as $$
 declare
+  c_late constant interval := interval '250 milliseconds';
+  c_most constant integer := 10000;
   r record;
   v_rows bigint[] := '{}';
   v_surplus bigint[] := '{}';
-  v_priority integer;
+  v_seen integer;
 begin
   queues := '{}';
   contended := false;
-  select max(q.priority) into v_priority from pgqueuetopia.run_queue q where q.scope = p_scope;
-  while v_priority is not null and cardinality(v_rows) < p_room loop
+  is_full := false;
+  if fronts is null then
+    priorities := pgqueuetopia.priorities(p_scope);
+    fronts := array_fill('-infinity'::timestamptz, array[cardinality(priorities)]);
+  end if;
+  for i in 1 .. cardinality(priorities) loop
+    exit when is_full;
+    v_seen := 0;
     for r in
-      select q.id, q.queue, q.taken, q.queue = any (p_held) as held
+      select q.id, q.queue, q.ready_at, q.taken, q.queue = any (p_held) as held
       from pgqueuetopia.run_queue q
       where q.scope = p_scope
-        and q.priority = v_priority
+        and q.priority = priorities[i]
+        and q.ready_at >= fronts[i]
         and q.ready_at <= p_now
         and (p_rescue or not q.taken)
         and q.queue <> all (p_avoid)
       order by q.ready_at, q.id
-      limit 10000
+      limit c_most
     loop
       -- failpoint: scanned
+      v_seen := v_seen + 1;
       if r.held or r.queue = any (queues) then
         -- One row is enough for a queue that is ours: we look again before we let it go.
         if not r.taken then
@@ -48,16 +82,16 @@ begin
       elsif pg_try_advisory_lock(pgqueuetopia.lock_key('queue', p_scope, r.queue)) then
         v_rows := v_rows || r.id;
         queues := queues || r.queue;
-        exit when cardinality(v_rows) >= p_room;
+        is_full := cardinality(v_rows) >= p_room;
+        exit when is_full;
       elsif not r.taken then
         contended := true;
       end if;
     end loop;
-    select max(q.priority) into v_priority
-    from pgqueuetopia.run_queue q
-    where q.scope = p_scope and q.priority < v_priority;
+    fronts[i] := greatest(
+      fronts[i], case when is_full or v_seen = c_most then r.ready_at else p_now end - c_late
+    );
   end loop;
-  is_full := cardinality(v_rows) >= p_room;
   -- failpoint: locked
   if cardinality(v_surplus) > 0 then
     delete from pgqueuetopia.run_queue q where q.id = any (array(
@@ -169,17 +203,18 @@ as $$
   )
 $$;
 
--- When the next queue of a scope that is not due yet will be, in seconds from now; null if none.
-create function pgqueuetopia.next_ready(p_scope text, p_now timestamptz) returns double precision
-language plpgsql
+-- When the next queue of these priorities that is not due yet will be, in seconds from now; null if none.
+create function pgqueuetopia.next_ready(
+  p_scope text, p_priorities integer[], p_now timestamptz
+) returns double precision
+language plpgsql stable
 as $$
 declare
   v_priority integer;
   v_ready_at timestamptz;
   v_next timestamptz;
 begin
-  select max(q.priority) into v_priority from pgqueuetopia.run_queue q where q.scope = p_scope;
-  while v_priority is not null loop
+  foreach v_priority in array p_priorities loop
     select q.ready_at into v_ready_at
     from pgqueuetopia.run_queue q
     where q.scope = p_scope
@@ -189,9 +224,6 @@ begin
     order by q.ready_at
     limit 1;
     v_next := least(v_next, v_ready_at);
-    select max(q.priority) into v_priority
-    from pgqueuetopia.run_queue q
-    where q.scope = p_scope and q.priority < v_priority;
   end loop;
   return extract(epoch from v_next - p_now);
 end

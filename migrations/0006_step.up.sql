@@ -80,6 +80,9 @@ create procedure pgqueuetopia.step(
   inout crowded boolean,
   -- whether there may be more to claim than there was room for
   inout more boolean,
+  -- where the next step's scan of the run queue begins; null: everything (see acquire)
+  inout priorities integer[],
+  inout fronts timestamptz[],
   inout next_ready_in double precision,
   inout horizon bigint
 )
@@ -96,6 +99,8 @@ declare
   v_places timestamptz[];
   v_acquired text[];
   v_contended boolean := false;
+  v_priorities integer[];
+  v_fronts timestamptz[];
   v_room integer;
   v_let_go text[];
 begin
@@ -112,6 +117,8 @@ begin
       v_acquired := '{}';
       v_queues := '{}';
       v_places := '{}';
+      v_priorities := null;
+      v_fronts := null;
       if cardinality(p_ids) > 0 then
         select p.saved, p.queues, p.places, p.busy into saved, v_queues, v_places, busy
         from pgqueuetopia.persist(
@@ -147,8 +154,11 @@ begin
       more := p_room > 0 and v_room <= 0;
       -- failpoint: before acquire
       if v_room > 0 and not suspended and v_may_start and not crowded then
-        select a.queues, a.contended, a.is_full into v_acquired, v_contended, more from pgqueuetopia.acquire(
-          p_scope, p_running || p_queues, p_avoid || v_let_go, v_room, p_rescue, v_careful, v_now
+        select a.queues, a.contended, a.is_full, a.priorities, a.fronts
+        into v_acquired, v_contended, more, v_priorities, v_fronts
+        from pgqueuetopia.acquire(
+          p_scope, p_running || p_queues, p_avoid || v_let_go, v_room, p_rescue, v_careful, v_now,
+          priorities, fronts
         ) a;
       end if;
       if cardinality(v_acquired) > 0 or cardinality(p_yielding) > 0 then
@@ -163,6 +173,8 @@ begin
         perform pgqueuetopia.tidy(p_scope, p_running);
       end if;
       careful := cardinality(busy) > 0 or v_skipped or v_skipped_too;
+      priorities := coalesce(v_priorities, priorities);
+      fronts := coalesce(v_fronts, fronts);
       exit;
     exception
       when lock_not_available then
@@ -182,7 +194,9 @@ begin
     end;
   end loop;
   if cardinality(claimed) = 0 and not suspended then
-    next_ready_in := pgqueuetopia.next_ready(p_scope, v_now);
+    next_ready_in := pgqueuetopia.next_ready(
+      p_scope, coalesce(priorities, pgqueuetopia.priorities(p_scope)), v_now
+    );
     if v_contended then
       -- A due queue is locked by somebody who has not marked it yet, or is about to let it go.
       next_ready_in := least(next_ready_in, 0.05);

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import anyio
@@ -57,6 +58,8 @@ class Session:
         self._connection = connection
         self._statements: dict[str, PreparedStatement] = {}
         self._starting = False
+        # Where the scan of the run queue goes on: priorities, and a time for each.
+        self._front: tuple[list[int] | None, list[datetime] | None] = None, None
         self.sleeping = False
         self.lost = False
         self._ping = f"ping {node}"
@@ -151,11 +154,13 @@ class Session:
         *,
         rescue: bool,
         keep: bool,
+        everything: bool = True,
         started: bool = True,
         careful: bool = False,
     ) -> Stepped:
         """Persist what ended (in_order) and claim the next jobs, for all queues, in one round trip.
 
+        `everything`: scan the run queue from its start, and not from where the last step came to.
         `yielding`: which of their queues go on only where others need no room. Unless everything
         that was claimed before has `started`, `room` must be 0. A `careful` step passes over rows that
         somebody has locked; another one waits for them a little, and then becomes careful.
@@ -174,7 +179,9 @@ class Session:
             keep,
             self._starting and started,
             careful,
+            *((None, None) if everything else self._front),
         )
+        self._front = row["priorities"], row["fronts"]
         stepped = stepped_of(row, self.scope)
         self._starting = bool(stepped.claimed) or (self._starting and not started)
         return stepped

@@ -69,6 +69,7 @@ class Scheduler:
     _sleep: Sleep | None = None
     _last_claim: float = 0.0
     _last_rescue: float = 0.0
+    _rescue_pause: float = RESCUE
     _rescues: bool = False
     _careful_until: float = 0.0
     _joined: bool = False
@@ -123,9 +124,7 @@ class Scheduler:
 
     async def _ask(self, ended: list[Ended]) -> Stepped:
         now = anyio.current_time()
-        rescue = self._rescues or now - self._last_rescue >= RESCUE
-        if rescue:
-            self._last_rescue = now
+        rescue = self._rescues or now - self._last_rescue >= self._rescue_pause
         claiming = not (self.starting or self.leaving or self.plan.pause.all)
         stepped = await self.session.step(
             ended,
@@ -134,11 +133,17 @@ class Scheduler:
             sorted(self.plan.pause.queues),
             max(self.room.most(now) - len(self.running), 0) if claiming else 0,
             rescue=rescue,
+            # Who is about to sleep must see everything: a job may have come in late, or be due since long.
+            everything=rescue or self._sleep is not None,
             keep=self.plan.keeps_finished_jobs,
             started=not self.starting,
             careful=now < self._careful_until,
         )
         self._rescues = rescue and stepped.more
+        if rescue:
+            self._last_rescue = anyio.current_time()
+            # A scan of everything passes dead rows as well: it has a sixth of the time, at most.
+            self._rescue_pause = max(RESCUE, 5 * (self._last_rescue - now))
         return stepped
 
     def _take_in(self, ended: list[Ended], stepped: Stepped) -> None:
@@ -184,6 +189,9 @@ class Scheduler:
             # A thread that rang would hand the processor over before it has called the performer.
             while self.starting:  # noqa: ASYNC110
                 await anyio.sleep(START_LOOK)
+        if stepped.claimed:
+            # Here, for a busy node comes no further: creators notify as long as we count as asleep.
+            await self._wake_up()
         if not (self.starting or self.bell.rung):
             await self.session.started()
             await self._wait(await self._pause(stepped))

@@ -33,14 +33,14 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
     nothing: list[list[object]] = [[] for _ in range(9)]
     # The first calls make the plans, while the tables are empty.
     for _ in range(2):
-        await node.fetch(SQL["step"], "Test", "n", *nothing, [], [], 50, True, True, False, False)
+        await node.fetch(SQL["step"], "Test", "n", *nothing, [], [], 50, True, True, False, False, None, None)
     await connection.execute(ROWS)
     if analysed:
         await connection.execute("analyze pgqueuetopia.jobs, pgqueuetopia.run_queue")
     before = await read(node)
-    claimed = (await node.fetch(SQL["step"], "Test", "n", *nothing, [], [], 50, True, True, False, False))[0][
-        0
-    ]
+    claimed = (
+        await node.fetch(SQL["step"], "Test", "n", *nothing, [], [], 50, True, True, False, False, None, None)
+    )[0][0]
     assert len(claimed) == 50
     for ended in (False, True):
         settled = [
@@ -54,7 +54,9 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
             [job["queue"] for job in claimed],
             [job["queue"] for job in claimed] if ended else [],
         ]
-        answer = await node.fetch(SQL["step"], "Test", "n", *settled, [], [], 50, False, True, True, False)
+        answer = await node.fetch(
+            SQL["step"], "Test", "n", *settled, [], [], 50, False, True, True, False, None, None
+        )
         claimed = answer[0][0]
         assert len(claimed) == 50
     after = await read(node)
