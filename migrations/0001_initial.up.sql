@@ -62,14 +62,16 @@ where done_at is not null;
 
 -- Which queues to look at, and when. Whoever enqueues only appends: two transactions that feed one
 -- queue never wait for each other. A taken row is one through which a node holds its queue: the next
--- one to lock that queue by it knows that its holder died.
+-- one to lock that queue by it knows that its holder died. Who has looked at a queue finds by xid what came in
+-- since.
 create table pgqueuetopia.run_queue (
   id bigint generated always as identity primary key,
   scope text not null,
   queue text not null,
   priority integer not null default 0,
   ready_at timestamptz not null default now(),
-  taken boolean not null default false
+  taken boolean not null default false,
+  xid xid8 not null default pg_current_xact_id()
 )
 with (
   fillfactor = 50,
@@ -83,7 +85,7 @@ create index run_queue_ready on pgqueuetopia.run_queue (scope, priority desc, re
 
 -- Serves the removal of a queue's rows when it is let go, and the question whether something came in ahead of
 -- where a node is in it (claim).
-create index run_queue_queue on pgqueuetopia.run_queue (scope, queue, ready_at);
+create index run_queue_queue on pgqueuetopia.run_queue (scope, queue, xid);
 
 -- Settings, as text. Scope * speaks to every scope and a scope's own row wins over it, except that
 -- suspension is the OR of both.

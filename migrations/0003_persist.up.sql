@@ -17,7 +17,8 @@ return case when jsonb_array_length(errors) >= 20 then errors - 0 else errors en
 -- the delay, or blocked until an operator acts where that is null too. An attempt that is not spent is
 -- given back. The arrays after the claims may be shorter: the jobs beyond their end have succeeded, without a
 -- result, as most do. Returns what was saved, with its queue, and the place at which the queue was if it has
--- ended; and what could not be saved because somebody has locked the row.
+-- ended, and the snapshot that was given with it (see claim); and what could not be saved because somebody has
+-- locked the row.
 create function pgqueuetopia.persist(
   p_scope text,
   p_ids bigint[],
@@ -28,11 +29,13 @@ create function pgqueuetopia.persist(
   p_errors jsonb[],
   p_results jsonb[],
   p_queues text[],
+  p_snapshots text[],
   p_keep boolean,
   p_careful boolean,
   out saved bigint[],
   out queues text[],
   out places timestamptz[],
+  out snapshots text[],
   out busy bigint[]
 )
 language plpgsql
@@ -72,9 +75,9 @@ begin
     from (
       select
         u.id, u.claim, case when u.spent is null then 'succeeded' else u.outcome end as outcome,
-        u.delay, u.spent, u.error, u.result, u.queue
-      from unnest(p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_queues)
-        as u (id, claim, outcome, delay, spent, error, result, queue)
+        u.delay, u.spent, u.error, u.result, u.queue, u.snapshot
+      from unnest(p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_queues, p_snapshots)
+        as u (id, claim, outcome, delay, spent, error, result, queue, snapshot)
     ) s
     where j.id = s.id
       and j.claim = s.claim
@@ -83,11 +86,13 @@ begin
       and (not p_careful or j.id = any (v_ids))
     -- The queue by which it was claimed: somebody may have moved it to another one since.
     returning
-      j.id, s.queue,
+      j.id, s.queue, s.snapshot,
       case when j.done_at is not null and j.queue = s.queue then j.scheduled_at end as place
   )
-  select coalesce(array_agg(s.id), '{}'), coalesce(array_agg(s.queue), '{}'), array_agg(s.place)
-  into saved, queues, places
+  select
+    coalesce(array_agg(s.id), '{}'), coalesce(array_agg(s.queue), '{}'), array_agg(s.place),
+    array_agg(s.snapshot)
+  into saved, queues, places, snapshots
   from saving s;
   if not p_keep then
     delete from pgqueuetopia.jobs j where j.id = any (saved) and j.done_at is not null;

@@ -26,9 +26,13 @@ $$;
 --
 -- The front of each priority is where the scan begins, so that nobody's snapshot has us pass the same dead rows
 -- again and again; it stays a little behind, for what commits late. Null: everything, from the start.
+--
+-- What came in behind a job that runs is removed, for we look again before we let its queue go. Not what is older
+-- than the job's claim: it may be ahead of the job, and is kept for that look. Null: kept in any case.
 create function pgqueuetopia.acquire(
   p_scope text,
   p_held text[],
+  p_claimed_at timestamptz[],
   p_avoid text[],
   p_room integer,
   p_rescue boolean,
@@ -61,7 +65,7 @@ begin
     exit when is_full;
     v_seen := 0;
     for r in
-      select q.id, q.queue, q.ready_at, q.taken, q.queue = any (p_held) as held
+      select q.id, q.queue, q.ready_at, q.taken, array_position(p_held, q.queue) as held
       from pgqueuetopia.run_queue q
       where q.scope = p_scope
         and q.priority = priorities[i]
@@ -74,11 +78,13 @@ begin
     loop
       -- failpoint: scanned
       v_seen := v_seen + 1;
-      if r.held or r.queue = any (queues) then
-        -- One row is enough for a queue that is ours: we look again before we let it go.
-        if not r.taken then
+      if r.held is not null then
+        if not r.taken and r.ready_at > p_claimed_at[r.held] then
           v_surplus := v_surplus || r.id;
         end if;
+      elsif r.queue = any (queues) then
+        -- Removed by take.
+        continue;
       elsif pg_try_advisory_lock(pgqueuetopia.lock_key('queue', p_scope, r.queue)) then
         v_rows := v_rows || r.id;
         queues := queues || r.queue;
@@ -108,7 +114,8 @@ $$;
 -- was removed by the former holder as it let go: it left another one if jobs remain, so that queue is
 -- left for the next look. A queue with a row that is taken already was left by a node that died: its job
 -- that was running becomes one that waits for its next attempt, so that nothing overtakes it. To
--- find it the whole queue is read, which nobody else ever has to.
+-- find it the whole queue is read, which nobody else ever has to. The other rows go: the look that follows sees
+-- what they stand for.
 create function pgqueuetopia.take(
   p_scope text,
   p_rows bigint[],
@@ -129,13 +136,28 @@ begin
       for update skip locked
     );
   end if;
-  with marked as (
+  with marked as materialized (
     update pgqueuetopia.run_queue q set taken = true
     where q.id = any (v_rows)
-    returning q.queue, exists (
-      select from pgqueuetopia.run_queue t
+    -- Not "exists", for which the planner may read every queue of the scope at once.
+    returning q.queue, (
+      select true from pgqueuetopia.run_queue t
       where t.scope = p_scope and t.queue = q.queue and t.taken
+      limit 1
     ) as orphaned
+  ),
+  surplus as (
+    delete from pgqueuetopia.run_queue q
+    where q.id = any (array(
+      select s.id
+      from marked m
+      cross join lateral (
+        select s.id from pgqueuetopia.run_queue s
+        where s.scope = p_scope and s.queue = m.queue and not s.taken and s.id <> all (v_rows)
+        offset 0
+        for update skip locked
+      ) s
+    ))
   )
   select coalesce(array_agg(m.queue), '{}'), array_agg(m.queue) filter (where m.orphaned)
   into v_queues, v_orphans
@@ -168,17 +190,19 @@ begin
 end
 $$;
 
--- Remove the rows that came in behind jobs that run on: one row is enough for a queue that is ours.
-create function pgqueuetopia.tidy(p_scope text, p_running text[]) returns void
+-- Remove the rows that came in behind jobs that run on, as acquire does.
+create function pgqueuetopia.tidy(
+  p_scope text, p_running text[], p_claimed_at timestamptz[]
+) returns void
 language sql
 as $$
   delete from pgqueuetopia.run_queue q
   where q.id = any (array(
     select r.id
-    from unnest(p_running) o (queue)
+    from unnest(p_running, p_claimed_at) o (queue, claimed_at)
     cross join lateral (
       select r.id from pgqueuetopia.run_queue r
-      where r.scope = p_scope and r.queue = o.queue and not r.taken
+      where r.scope = p_scope and r.queue = o.queue and not r.taken and r.ready_at > o.claimed_at
       offset 0
       for update skip locked
     ) r

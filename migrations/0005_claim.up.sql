@@ -40,12 +40,18 @@ create type pgqueuetopia.claimed_job as (
 -- asked, and at those just acquired. A queue whose slice is over goes on only where there is room to spare;
 -- one whose job could not be saved is not looked at. A careful look passes over heads that somebody has
 -- locked (skipped): their queues are looked at again a second later.
+--
+-- A queue that goes on is looked at from its place, unless something came in ahead of it since it was looked at
+-- last: a row that nobody has taken, of a transaction that the snapshot of that look did not see. Such rows are
+-- removed, for the look from the start that follows sees what they stand for. (One index range and a few points,
+-- however many dead rows a long transaction keeps, and whatever it has written itself.)
 create function pgqueuetopia.claim(
   p_scope text,
   p_node text,
   p_queues text[],
   p_ids bigint[],
   p_places timestamptz[],
+  p_snapshots text[],
   p_yielding text[],
   p_over boolean,
   p_avoid text[],
@@ -67,13 +73,34 @@ begin
   -- failpoint: before look
   with asked as materialized (
     select
-      q.queue, q.place as after_at, q.id as after_id,
+      q.queue, q.place as after_at, q.id as after_id, coalesce(q.snapshot, '1:1:')::pg_snapshot as snapshot,
       q.queue = any (p_avoid)
       or (p_over and row_number() over (order by q.n) > p_spare) as yields
-    from unnest(p_queues, p_ids, p_places) with ordinality as q (queue, id, place, n)
+    from unnest(p_queues, p_ids, p_places, p_snapshots) with ordinality as q (queue, id, place, snapshot, n)
     where (q.queue = any (p_yielding)) = p_over
     union all
-    select q.queue, null, null, false from unnest(p_acquired) q (queue)
+    select q.queue, null, null, null, false from unnest(p_acquired) q (queue)
+  ),
+  ahead as materialized (
+    select a.queue, e.id
+    from asked a
+    cross join lateral (
+      select e.id, e.ready_at, e.taken from pgqueuetopia.run_queue e
+      where e.scope = p_scope and e.queue = a.queue and e.xid >= pg_snapshot_xmax(a.snapshot)
+      union all
+      select e.id, e.ready_at, e.taken from pgqueuetopia.run_queue e
+      where e.scope = p_scope and e.queue = a.queue
+        and e.xid = any (array(select x.xid from pg_snapshot_xip(a.snapshot) x (xid)))
+    ) e
+    where e.ready_at <= a.after_at and not e.taken
+  ),
+  seen as (
+    delete from pgqueuetopia.run_queue q
+    where q.id = any (array(
+      select s.id from pgqueuetopia.run_queue s
+      where s.id = any (array(select e.id from ahead e))
+      for update skip locked
+    ))
   ),
   look as materialized (
     select
@@ -92,17 +119,13 @@ begin
     ) a
     -- The first of these that finds a job: an append is run in its order.
     left join lateral (
-      -- The next one of a queue that goes on: dead index entries are passed once. Not where something
-      -- came in, or back, ahead of it: there is a row then that nobody has taken.
+      -- The next one of a queue that goes on: dead index entries are passed once.
       (
         select n.id, n.priority, greatest(n.scheduled_at, n.next_attempt_at) as due_at
         from pgqueuetopia.jobs n
         where n.scope = p_scope and n.queue = a.queue and n.done_at is null
           and (n.scheduled_at, n.id) > (a.after_at, a.after_id)
-          and not exists (
-            select from pgqueuetopia.run_queue e
-            where e.scope = p_scope and e.queue = a.queue and e.ready_at <= a.after_at and not e.taken
-          )
+          and not exists (select from ahead e where e.queue = a.queue)
         order by n.scheduled_at, n.id limit 1
       )
       union all

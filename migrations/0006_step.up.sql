@@ -48,7 +48,8 @@ create procedure pgqueuetopia.step(
   p_scope text,
   p_node text,
   -- what became of jobs (an id is null where a held queue is only to be looked at again; see persist for the
-  -- arrays that may be shorter), their queues, and which queues' slice is over
+  -- arrays that may be shorter), their queues, the snapshots of the steps that claimed them, and which queues'
+  -- slice is over
   p_ids bigint[],
   p_claims bigint[],
   p_outcomes text[],
@@ -57,10 +58,12 @@ create procedure pgqueuetopia.step(
   p_errors jsonb[],
   p_results jsonb[],
   p_queues text[],
+  p_snapshots text[],
   p_yielding text[],
-  -- queues whose job runs on; queues that this node must not run; how many jobs may be claimed; whether to
+  -- queues whose job runs on, and since when; queues that this node must not run; how many jobs may be claimed; whether to
   -- look for the queues of the dead
   p_running text[],
+  p_claimed_at timestamptz[],
   p_avoid text[],
   p_room integer,
   p_rescue boolean,
@@ -84,7 +87,9 @@ create procedure pgqueuetopia.step(
   inout priorities integer[],
   inout fronts timestamptz[],
   inout next_ready_in double precision,
-  inout horizon bigint
+  inout horizon bigint,
+  -- what the looks of this step have seen, at least
+  inout snapshot text
 )
 language plpgsql
 as $$
@@ -97,6 +102,7 @@ declare
   v_some_queue_suspended boolean;
   v_queues text[];
   v_places timestamptz[];
+  v_snapshots text[];
   v_acquired text[];
   v_contended boolean := false;
   v_priorities integer[];
@@ -117,13 +123,14 @@ begin
       v_acquired := '{}';
       v_queues := '{}';
       v_places := '{}';
+      v_snapshots := '{}';
       v_priorities := null;
       v_fronts := null;
       if cardinality(p_ids) > 0 then
-        select p.saved, p.queues, p.places, p.busy into saved, v_queues, v_places, busy
+        select p.saved, p.queues, p.places, p.snapshots, p.busy into saved, v_queues, v_places, v_snapshots, busy
         from pgqueuetopia.persist(
-          p_scope, p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_queues, p_keep,
-          v_careful
+          p_scope, p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_queues, p_snapshots,
+          p_keep, v_careful
         ) p;
       end if;
       if array_position(p_ids, null) is not null then
@@ -142,12 +149,13 @@ begin
             and pgqueuetopia.is_suspension(c.key, c.value)
         )
       into suspended, v_some_queue_suspended;
-      horizon := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+      snapshot := pg_current_snapshot()::text;
+      horizon := pg_snapshot_xmin(snapshot::pg_snapshot)::text::bigint;
       v_now := clock_timestamp();
       -- Those that go on come first; what they leave of the room is for others; a queue whose slice is over
       -- goes on only where that is not needed.
       select c.* into claimed, again, v_let_go, v_skipped from pgqueuetopia.claim(
-        p_scope, p_node, v_queues, saved, v_places, p_yielding, false, p_avoid, '{}', 0,
+        p_scope, p_node, v_queues, saved, v_places, v_snapshots, p_yielding, false, p_avoid, '{}', 0,
         suspended or not v_may_start, v_some_queue_suspended, v_careful
       ) c;
       v_room := p_room - cardinality(claimed) - cardinality(again);
@@ -157,7 +165,7 @@ begin
         select a.queues, a.contended, a.is_full, a.priorities, a.fronts
         into v_acquired, v_contended, more, v_priorities, v_fronts
         from pgqueuetopia.acquire(
-          p_scope, p_running || p_queues, p_avoid || v_let_go, v_room, p_rescue, v_careful, v_now,
+          p_scope, p_running || p_queues, p_claimed_at, p_avoid || v_let_go, v_room, p_rescue, v_careful, v_now,
           priorities, fronts
         ) a;
       end if;
@@ -165,12 +173,12 @@ begin
         select step.claimed || c.claimed, step.again || c.again, v_let_go || c.let_go, c.skipped
         into claimed, again, v_let_go, v_skipped_too
         from pgqueuetopia.claim(
-          p_scope, p_node, v_queues, saved, v_places, p_yielding, true, p_avoid, v_acquired,
+          p_scope, p_node, v_queues, saved, v_places, v_snapshots, p_yielding, true, p_avoid, v_acquired,
           v_room - cardinality(v_acquired), suspended or not v_may_start, v_some_queue_suspended, v_careful
         ) c;
       end if;
       if p_rescue then
-        perform pgqueuetopia.tidy(p_scope, p_running);
+        perform pgqueuetopia.tidy(p_scope, p_running, p_claimed_at);
       end if;
       careful := cardinality(busy) > 0 or v_skipped or v_skipped_too;
       priorities := coalesce(v_priorities, priorities);

@@ -88,9 +88,30 @@ MUTANTS = [
     Mutant(
         "what comes in ahead of a queue that goes on is not seen",
         CLAIM,
-        "and e.ready_at <= a.after_at and not e.taken",
-        "and false",
+        "where e.ready_at <= a.after_at and not e.taken",
+        "where false",
         f"{RACES}::test_a_job_that_comes_in_ahead_of_a_queue_that_goes_on_is_the_next",
+    ),
+    Mutant(
+        "what came in ahead of a job that runs is removed by a scan",
+        ACQUIRE,
+        "if not r.taken and r.ready_at > p_claimed_at[r.held] then",
+        "if not r.taken then",
+        f"{RACES}::test_a_job_that_comes_in_ahead_while_steps_pass_is_the_next",
+    ),
+    Mutant(
+        "what came in ahead of a job that runs is tidied away",
+        ACQUIRE,
+        "and not r.taken and r.ready_at > o.claimed_at",
+        "and not r.taken",
+        f"{RACES}::test_a_job_that_comes_in_ahead_while_steps_pass_is_the_next",
+    ),
+    Mutant(
+        "what was under way when a queue was looked at is not looked for",
+        CLAIM,
+        "from pg_snapshot_xip(a.snapshot) x (xid)",
+        "from (select null::xid8) x (xid)",
+        f"{RACES}::test_a_job_of_a_transaction_that_commits_while_the_one_behind_it_runs_is_the_next",
     ),
     Mutant(
         "a head that waits for its next attempt is not the first",

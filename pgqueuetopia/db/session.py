@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -125,7 +125,7 @@ class Session:
                 self._statements[name] = await self._connection.prepare(SQL[name])
         await self._fetch("announce_node", self.scope)
         # A step that claims nothing: what is missing, in the database or in our rights, is told now.
-        await self.step([], [], [], [], 0, rescue=False, keep=True)
+        await self.step([], [], {}, [], 0, rescue=False, keep=True)
 
     def _hear_end(self, on_lost: Callable[[], None]) -> None:
         self.lost = True
@@ -148,7 +148,7 @@ class Session:
         self,
         ended: Sequence[Ended],
         yielding: Sequence[str],
-        running: Sequence[str],
+        running: Mapping[str, datetime | None],
         avoid: Sequence[str],
         room: int,
         *,
@@ -160,6 +160,7 @@ class Session:
     ) -> Stepped:
         """Persist what ended (in_order) and claim the next jobs, for all queues, in one round trip.
 
+        `running`: the queues whose job runs on, and when it was claimed, by the server's clock.
         `everything`: scan the run queue from its start, and not from where the last step came to.
         `yielding`: which of their queues go on only where others need no room. Unless everything
         that was claimed before has `started`, `room` must be 0. A `careful` step passes over rows that
@@ -171,8 +172,10 @@ class Session:
             self.node,
             *settlement_columns(ended, self.node),
             [one.queue for one in ended],
+            [one.snapshot for one in ended],
             yielding,
-            running,
+            list(running),
+            list(running.values()),
             avoid,
             room,
             rescue,

@@ -16,7 +16,7 @@ class Ended:
     """A held queue whose job has ended, to be settled and looked at again.
 
     `job` is None where a held queue is only to be looked at. `slice_since` is when the queue's slice began,
-    by the node's clock.
+    by the node's clock; `snapshot` is that of the step that claimed the job.
     """
 
     queue: str
@@ -24,6 +24,7 @@ class Ended:
     settlement: Settlement | None = None
     result: str | None = None
     slice_since: float = 0.0
+    snapshot: str | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -44,8 +45,10 @@ class Stepped:
     careful: bool
     crowded: bool
     more: bool
+    scanned: bool
     next_ready_in: float | None
     horizon: int
+    snapshot: str
 
 
 def stepped_of(row: asyncpg.Record, scope: str) -> Stepped:
@@ -60,8 +63,11 @@ def stepped_of(row: asyncpg.Record, scope: str) -> Stepped:
         careful=row["careful"],
         crowded=row["crowded"],
         more=row["more"],
+        # A front comes from a scan, or from the step before.
+        scanned=row["fronts"] is not None,
         next_ready_in=row["next_ready_in"],
         horizon=row["horizon"],
+        snapshot=row["snapshot"],
     )
 
 

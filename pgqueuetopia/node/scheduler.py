@@ -51,6 +51,15 @@ class Sleep:
         return self.alone or now - self.since < COMPANY
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A queue that is held while its job runs: when its slice began, and what the claim had seen."""
+
+    job: Job
+    slice_since: float
+    snapshot: str
+
+
 @dataclass(slots=True)
 class Scheduler:
     """What a node holds, and when it looks again. All its statements go over the session, one at a time."""
@@ -62,7 +71,7 @@ class Scheduler:
     start: Callable[[Job], None]
     on_saved: Callable[[Ended], None]
     before_step: Callable[[Session], Awaitable[None]]
-    running: dict[str, float] = field(default_factory=dict)
+    running: dict[str, Hold] = field(default_factory=dict)
     ended: list[Ended] = field(default_factory=list)
     starting: set[int] = field(default_factory=set)
     leaving: bool = False
@@ -98,14 +107,15 @@ class Scheduler:
     def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
         """A job has ended: have it written, and its queue looked at."""
         self.starting.discard(job.id)
-        since = self.running.pop(job.queue)
+        hold = self.running.pop(job.queue)
         self.ended.append(
             Ended(
                 queue=job.queue,
                 job=job,
                 settlement=settlement,
                 result=result,
-                slice_since=since,
+                slice_since=hold.slice_since,
+                snapshot=hold.snapshot,
             )
         )
         self.bell.ring()
@@ -129,7 +139,7 @@ class Scheduler:
         stepped = await self.session.step(
             ended,
             [one.queue for one in ended if not claiming or now - one.slice_since > SLICE],
-            list(self.running),
+            {queue: hold.job.attempted_at for queue, hold in self.running.items()},
             sorted(self.plan.pause.queues),
             max(self.room.most(now) - len(self.running), 0) if claiming else 0,
             rescue=rescue,
@@ -139,11 +149,13 @@ class Scheduler:
             started=not self.starting,
             careful=now < self._careful_until,
         )
-        self._rescues = rescue and stepped.more
+        self._rescues = rescue and not stepped.scanned
         if rescue:
             self._last_rescue = anyio.current_time()
-            # A scan of everything passes dead rows as well: it has a sixth of the time, at most.
-            self._rescue_pause = max(RESCUE, 5 * (self._last_rescue - now))
+            # Where there was no room for all of the dead it goes on soon. It scans everything, dead rows too:
+            # that may take a tenth of the time.
+            soon = 10 * (self._last_rescue - now)
+            self._rescue_pause = soon if stepped.more else max(RESCUE, soon)
         return stepped
 
     def _take_in(self, ended: list[Ended], stepped: Stepped) -> None:
@@ -155,7 +167,8 @@ class Scheduler:
         slices = {one.queue: one.slice_since for one in ended}
         for job in stepped.claimed:
             since = slices.get(job.queue, now)
-            self.running[job.queue] = since if now - since <= SLICE else now
+            since = since if now - since <= SLICE else now
+            self.running[job.queue] = Hold(job, since, stepped.snapshot)
             self._start(job)
         if stepped.claimed:
             self._last_claim = now

@@ -59,6 +59,7 @@ class World(RuleBasedStateMachine):
         self.model = Model()
         self.sessions: dict[str, Session] = {}
         self.claimed: dict[int, Job] = {}
+        self.snapshots: dict[int, str] = {}
 
     def teardown(self) -> None:
         for session in self.sessions.values():
@@ -136,11 +137,12 @@ class World(RuleBasedStateMachine):
         return self.sessions[node]
 
     def _step(self, session: Session, ended: list[Ended], node: str) -> list[int]:
-        running = sorted({job.queue for job in self.model.running(node)})
+        running = {job.queue: self.claimed[job.id].attempted_at for job in self.model.running(node)}
         stepped = self.runner.run(session.step(in_order(ended), [], running, [], 10, rescue=True, keep=True))
         self.runner.run(session.started())
         assert stepped.saved == {one.job.id for one in ended if one.job}
         self.claimed |= {job.id: job for job in stepped.claimed}
+        self.snapshots |= {job.id: stepped.snapshot for job in stepped.claimed}
         return sorted(job.id for job in stepped.claimed)
 
     def _expect(self, node: str, claimed: list[int]) -> None:
@@ -148,7 +150,7 @@ class World(RuleBasedStateMachine):
 
     def _ended(self, job_id: int, settlement: Settlement | None) -> Ended:
         job = self.claimed[job_id]
-        return Ended(job.queue, job, settlement)
+        return Ended(job.queue, job, settlement, snapshot=self.snapshots[job_id])
 
     def _settle(self, job_id: int, how: str) -> None:
         job, settlement = self.model.jobs[job_id], SETTLEMENTS[how]

@@ -13,7 +13,7 @@ import pytest
 from pgqueuetopia import Cancelled, DatabaseUnavailable, Job
 from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, Stepped, settlement_columns
-from pgqueuetopia.outcome import Failure, Settlement
+from pgqueuetopia.outcome import SUCCEEDED, Failure, Settlement
 from tests.db import failpoints
 from tests.support import Recorder, an_app, eventually
 
@@ -65,7 +65,7 @@ async def look(session: Session, *ended: Ended, room: int = 10, over: bool = Fal
     return await session.step(
         ended,
         [one.queue for one in ended] if over else [],
-        known.get("running", []),
+        {job.queue: job.attempted_at for job in known.get("running", [])},
         [],
         room,
         rescue=known.get("rescue", True),
@@ -132,9 +132,10 @@ async def test_a_job_that_another_node_has_just_finished_is_not_run_again(racing
             assert (await look(a, done(claimed), room=0, over=True)).claimed == []
             await stop.release()
         assert ids(results[0]) == [], "the row by which it came to the queue is gone"
-        assert ids(await look(b)) == [second.id]
+        running = (await look(b)).claimed
+        assert [job.id for job in running] == [second.id]
         await app.create_job("q", "a")
-        await look(b, running=["q"], rescue=False)
+        await look(b, running=running, rescue=False)
         await kill(racing_dsn, "b")
         assert await stranded(racing_dsn) == []
 
@@ -250,9 +251,11 @@ async def test_a_job_that_commits_after_the_look_at_a_queue_that_goes_on_is_not_
         transaction = creator.transaction()
         await transaction.start()
         late = await app.create_job("q", "a", conn=creator)
+        running: list[Job] = []
 
         async def finish() -> None:
-            assert ids(await look(a, done(claimed))) == [other.id]
+            running.extend((await look(a, done(claimed))).claimed)
+            assert [job.id for job in running] == [other.id]
 
         async with (
             failpoints.stopping(racing_dsn, "before acquire", "a") as stop,
@@ -263,7 +266,7 @@ async def test_a_job_that_commits_after_the_look_at_a_queue_that_goes_on_is_not_
             await transaction.commit()
             await stop.release()
         await creator.close()
-        assert ids(await look(a, running=["other"])) == [late.id]
+        assert ids(await look(a, running=running)) == [late.id]
 
 
 @pytest.mark.parametrize("place", STEP_FAILPOINTS)
@@ -333,6 +336,43 @@ async def test_a_job_that_comes_in_ahead_of_a_queue_that_goes_on_is_the_next(dsn
         assert claimed.id == second.id
 
 
+@pytest.mark.parametrize("rescue", [False, True])
+async def test_a_job_that_comes_in_ahead_while_steps_pass_is_the_next(dsn: str, rescue: bool) -> None:
+    """What the steps remove of rows behind a job that runs does not stand for it."""
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        first, second = [await app.create_job("q", "a") for _ in range(2)]
+        stepped = await look(a)
+        ahead = await app.create_job("q", "a", scheduled_at=timedelta(hours=-1))
+        await app.create_job("q", "a")
+        for room in (10, 0):
+            passed = await look(a, running=stepped.claimed, rescue=rescue, room=room)
+            assert passed.claimed == []
+        [claimed] = stepped.claimed
+        assert claimed.id == first.id
+        stepped = await look(a, Ended("q", claimed, SUCCEEDED, snapshot=stepped.snapshot))
+        assert ids(stepped) == [ahead.id]
+        [claimed] = stepped.claimed
+        assert ids(await look(a, Ended("q", claimed, SUCCEEDED, snapshot=stepped.snapshot))) == [second.id]
+
+
+async def test_a_job_of_a_transaction_that_commits_while_the_one_behind_it_runs_is_the_next(dsn: str) -> None:
+    """It began first, so it is ahead; its row is older than the look at which the other one was claimed."""
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        creator = await asyncpg.connect(dsn)
+        transaction = creator.transaction()
+        await transaction.start()
+        late = await app.create_job("q", "a", conn=creator)
+        first = await app.create_job("q", "a")
+        stepped = await look(a)
+        assert ids(stepped) == [first.id]
+        await transaction.commit()
+        await creator.close()
+        await app.create_job("q", "a")
+        await look(a, running=stepped.claimed)
+        [claimed] = stepped.claimed
+        assert ids(await look(a, Ended("q", claimed, SUCCEEDED, snapshot=stepped.snapshot))) == [late.id]
+
+
 async def test_a_job_that_is_brought_back_takes_its_old_place_in_a_queue_that_goes_on(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
         jobs = [await app.create_job("q", "a") for _ in range(4)]
@@ -400,11 +440,11 @@ async def test_a_second_row_of_a_held_queue_is_surplus(
     dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
-        first = await app.create_job("q", "a")
-        assert ids(await look(a)) == [first.id]
+        await app.create_job("q", "a")
+        running = (await look(a)).claimed
         for _ in range(3):
             await app.create_job("q", "a")
-        assert ids(await look(a, running=["q"], rescue=False)) == []
+        assert ids(await look(a, running=running, rescue=False)) == []
         assert await connection.fetchval("select count(*) from pgqueuetopia.run_queue") == 1
 
 
@@ -413,10 +453,10 @@ async def test_rows_behind_a_running_job_are_tidied_even_by_a_node_that_is_full(
 ) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
         await app.create_job("q", "a")
-        assert len((await look(a)).claimed) == 1
+        running = (await look(a)).claimed
         for _ in range(3):
             await app.create_job("q", "a")
-        await look(a, running=["q"], room=0)
+        await look(a, running=running, room=0)
         assert await connection.fetchval("select count(*) from pgqueuetopia.run_queue") == 1
 
 
@@ -493,7 +533,7 @@ async def test_a_suspension_waits_for_the_jobs_that_are_being_started(racing_dsn
             await a.started()
             await suspended.wait()
         assert len(steps[0].claimed) == 1
-        after = await look(a, running=[steps[0].claimed[0].queue])
+        after = await look(a, running=steps[0].claimed)
         assert (after.claimed, after.suspended) == ([], True)
 
 

@@ -30,16 +30,20 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
 ) -> None:
     """Plans made for empty tables stay good for large ones, and the other way round."""
     node = await asyncpg.connect(dsn, server_settings=SERVER_SETTINGS)
-    nothing: list[list[object]] = [[] for _ in range(9)]
+    nothing: list[list[object]] = [[] for _ in range(10)]
     # The first calls make the plans, while the tables are empty.
     for _ in range(2):
-        await node.fetch(SQL["step"], "Test", "n", *nothing, [], [], 50, True, True, False, False, None, None)
+        await node.fetch(
+            SQL["step"], "Test", "n", *nothing, [], [], [], 50, True, True, False, False, None, None
+        )
     await connection.execute(ROWS)
     if analysed:
         await connection.execute("analyze pgqueuetopia.jobs, pgqueuetopia.run_queue")
     before = await read(node)
     claimed = (
-        await node.fetch(SQL["step"], "Test", "n", *nothing, [], [], 50, True, True, False, False, None, None)
+        await node.fetch(
+            SQL["step"], "Test", "n", *nothing, [], [], [], 50, True, True, False, False, None, None
+        )
     )[0][0]
     assert len(claimed) == 50
     for ended in (False, True):
@@ -52,10 +56,11 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
             [None] * 50,
             [None] * 50,
             [job["queue"] for job in claimed],
+            [None] * 50,
             [job["queue"] for job in claimed] if ended else [],
         ]
         answer = await node.fetch(
-            SQL["step"], "Test", "n", *settled, [], [], 50, False, True, True, False, None, None
+            SQL["step"], "Test", "n", *settled, [], [], [], 50, False, True, True, False, None, None
         )
         claimed = answer[0][0]
         assert len(claimed) == 50

@@ -1,0 +1,113 @@
+"""Where a step begins to scan the run queue: not at its start, while a node is busy."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeAlias
+
+import asyncpg
+import pytest
+
+from pgqueuetopia.db.session import Session
+from tests.db.test_statements import read
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+INSERT = "insert into pgqueuetopia.jobs (scope, queue, action, priority) values ('Test', $1, 'a', $2)"
+LATE = """
+insert into pgqueuetopia.jobs (scope, queue, action, scheduled_at)
+values ('Test', $1, 'a', now() - interval '1 second')
+"""
+# Rows that came and went, one transaction each.
+CHURN = """
+do $$ begin
+  for n in 1 .. 2000 loop
+    insert into pgqueuetopia.run_queue (scope, queue, ready_at)
+    values ('Test', 'gone ' || n % 10, now() - interval '1 minute');
+    if n % 100 = 0 then delete from pgqueuetopia.run_queue where queue like 'gone%'; commit; end if;
+  end loop;
+end $$
+"""
+
+
+@pytest.fixture
+async def session(dsn: str) -> AsyncIterator[Session]:
+    ring: Callable[..., None] = lambda *_: None  # noqa: E731
+    session = await Session.open(
+        dsn, "Test", "node", on_jobs=ring, on_join=ring, on_config=ring, on_lost=ring
+    )
+    yield session
+    await session.close()
+
+
+async def claimed(session: Session, **options: Any) -> list[str]:
+    """The queues that a step claims from, in their order."""
+    stepped = await session.step([], [], {}, [], 10, rescue=False, keep=True, **options)
+    return [job.queue for job in stepped.claimed]
+
+
+async def test_a_step_that_goes_on_finds_what_came_in_since(session: Session, connection: Connection) -> None:
+    await connection.execute(INSERT, "a", 0)
+    assert await claimed(session) == ["a"]
+    await connection.execute(INSERT, "b", 0)
+    assert await claimed(session, everything=False) == ["b"]
+    assert await claimed(session, everything=False) == []
+
+
+async def test_what_is_due_since_before_the_front_is_found_by_a_look_at_everything(
+    session: Session, connection: Connection
+) -> None:
+    await connection.execute(INSERT, "a", 0)
+    assert await claimed(session) == ["a"]
+    await connection.execute(LATE, "late")
+    assert await claimed(session, everything=False) == []
+    assert await claimed(session) == ["late"]
+
+
+async def test_a_priority_that_is_new_is_found_by_a_look_at_everything(
+    session: Session, connection: Connection
+) -> None:
+    await connection.execute(INSERT, "a", 0)
+    assert await claimed(session) == ["a"]
+    await connection.execute(INSERT, "b", 7)
+    assert await claimed(session, everything=False) == []
+    assert await claimed(session) == ["b"]
+    await connection.execute(INSERT, "c", 7)
+    await connection.execute(INSERT, "d", 0)
+    assert await claimed(session, everything=False) == ["c", "d"]
+
+
+async def test_a_scan_that_had_no_room_goes_on_with_what_it_left(
+    session: Session, connection: Connection
+) -> None:
+    for number in range(25):
+        await connection.execute(INSERT, f"q{number:02}", number % 2)
+    found = [await claimed(session, everything=first) for first in (True, False, False, False)]
+    urgent = [f"q{number:02}" for number in range(1, 25, 2)]
+    others = [f"q{number:02}" for number in range(0, 25, 2)]
+    assert [sorted(queues) for queues in found] == [
+        urgent[:10],
+        sorted(urgent[10:] + others[:8]),
+        others[8:],
+        [],
+    ]
+
+
+async def test_dead_rows_that_nobody_may_remove_are_passed_once(
+    dsn: str, session: Session, connection: Connection
+) -> None:
+    """Somebody's transaction has them kept."""
+    holder = await asyncpg.connect(dsn)
+    async with holder.transaction(isolation="repeatable_read"):
+        await holder.fetch("select 1 from pgqueuetopia.jobs")
+        await connection.execute(CHURN)
+        await connection.execute(INSERT, "a", 0)
+        assert await claimed(session) == ["a"]
+        entries = await entries_read(session)
+        for number in range(10):
+            await connection.execute(INSERT, f"b{number}", 0)
+            assert await claimed(session, everything=False) == [f"b{number}"]
+        assert await entries_read(session) - entries < 10 * 100
+    await holder.close()
+
+
+async def entries_read(session: Session) -> int:
+    return (await read(session._connection))[1]
