@@ -2,5 +2,6 @@
 
 drop table pgqueuetopia.job_configs;
 drop function pgqueuetopia.is_suspension(text, text);
+drop table pgqueuetopia.replies;
 drop table pgqueuetopia.run_queue;
 drop table pgqueuetopia.jobs;

@@ -24,6 +24,9 @@ create table pgqueuetopia.jobs (
   result jsonb,
   done_at timestamptz,
   outcome text,
+  failure_mode jsonb,
+  reply boolean not null default false,
+  moved_from bigint,
   inserted_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   constraint jobs_scope_length check (char_length(scope) between 1 and 255),
@@ -36,6 +39,7 @@ create table pgqueuetopia.jobs (
   constraint jobs_max_attempts_positive check (max_attempts >= 1),
   constraint jobs_scheduled_at_finite check (isfinite(scheduled_at)),
   constraint jobs_attempts_not_negative check (attempts >= 0),
+  constraint jobs_failure_mode_is_object check (jsonb_typeof(failure_mode) = 'object'),
   constraint jobs_errors_is_array check (jsonb_typeof(errors) = 'array'),
   constraint jobs_outcome_known
     check (outcome in ('succeeded', 'abandoned', 'cancelled', 'moved')),
@@ -86,6 +90,24 @@ create index run_queue_ready on pgqueuetopia.run_queue (scope, priority desc, re
 -- Serves the removal of a queue's rows when it is let go, and the question whether something came in ahead of
 -- where a node is in it (claim).
 create index run_queue_queue on pgqueuetopia.run_queue (scope, queue, xid);
+
+-- What whoever created a job with reply is told of it: one row for each attempt that tells something. A job
+-- that was moved tells those who wait for the one that it was made from.
+create table pgqueuetopia.replies (
+  id bigint generated always as identity primary key,
+  scope text not null,
+  job bigint not null,
+  kind text not null,
+  value jsonb,
+  at timestamptz not null default clock_timestamp(),
+  constraint replies_kind_known check (kind in ('ok', 'retrying', 'moved', 'error'))
+);
+
+-- Serves whoever waits for a reply.
+create index replies_job on pgqueuetopia.replies (job, id);
+
+-- Serves the cleaner.
+create index replies_at on pgqueuetopia.replies (scope, at);
 
 -- Settings, as text. Scope * speaks to every scope and a scope's own row wins over it, except that
 -- suspension is the OR of both.

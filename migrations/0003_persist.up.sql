@@ -13,6 +13,41 @@ language sql immutable parallel safe
 return case when jsonb_array_length(errors) >= 20 then errors - 0 else errors end
   || jsonb_build_array(error || jsonb_build_object('at', failed_at));
 
+-- Tell those who wait for jobs what has just become of them. An outcome that says nothing (interrupted, snoozed)
+-- has no reply.
+create function pgqueuetopia.reply(p_ids bigint[]) returns void
+language plpgsql
+as $$
+begin
+  insert into pgqueuetopia.replies (scope, job, kind, value)
+  select
+    j.scope,
+    coalesce(j.moved_from, j.id),
+    case j.outcome
+      when 'succeeded' then 'ok' when 'moved' then 'moved' when 'abandoned' then 'error' else 'retrying'
+    end,
+    case j.outcome when 'succeeded' then j.result else j.errors -> -1 -> 'error' end
+  from pgqueuetopia.jobs j
+  where j.id = any (p_ids) and j.reply;
+end
+$$;
+
+-- Put a job like each of these at the end of the queue that it is moved to.
+create function pgqueuetopia.move(p_ids bigint[], p_queues text[]) returns setof bigint
+language sql
+as $$
+  insert into pgqueuetopia.jobs (
+    scope, queue, action, params, priority, timeout, max_backoff, max_attempts, failure_mode, reply, moved_from
+  )
+  select
+    j.scope, m.queue, j.action, j.params, j.priority, j.timeout, j.max_backoff, j.max_attempts,
+    j.failure_mode, j.reply, coalesce(j.moved_from, j.id)
+  from unnest(p_ids, p_queues) with ordinality m (id, queue, position)
+  join pgqueuetopia.jobs j on j.id = m.id
+  order by m.position
+  returning id
+$$;
+
 -- Write what became of jobs; the fence is claim. An outcome that is null leaves the job pending: after
 -- the delay, or blocked until an operator acts where that is null too. An attempt that is not spent is
 -- given back. The arrays after the claims may be shorter: the jobs beyond their end have succeeded, without a
@@ -28,6 +63,7 @@ create function pgqueuetopia.persist(
   p_spent boolean[],
   p_errors jsonb[],
   p_results jsonb[],
+  p_moves text[],
   p_queues text[],
   p_snapshots text[],
   p_keep boolean,
@@ -43,6 +79,7 @@ as $$
 declare
   v_now timestamptz := clock_timestamp();
   v_ids bigint[] := p_ids;
+  v_told bigint[];
 begin
   busy := '{}';
   if p_careful then
@@ -87,13 +124,24 @@ begin
     -- The queue by which it was claimed: somebody may have moved it to another one since.
     returning
       j.id, s.queue, s.snapshot,
-      case when j.done_at is not null and j.queue = s.queue then j.scheduled_at end as place
+      case when j.done_at is not null and j.queue = s.queue then j.scheduled_at end as place,
+      j.reply and (j.outcome is not null or s.error is not null) as tells
   )
   select
     coalesce(array_agg(s.id), '{}'), coalesce(array_agg(s.queue), '{}'), array_agg(s.place),
-    array_agg(s.snapshot)
-  into saved, queues, places, snapshots
+    array_agg(s.snapshot), array_agg(s.id) filter (where s.tells)
+  into saved, queues, places, snapshots, v_told
   from saving s;
+  if v_told is not null then
+    perform pgqueuetopia.reply(v_told);
+  end if;
+  -- failpoint: replied
+  if array_length(p_moves, 1) > 0 and array_remove(p_moves, null) <> '{}' then
+    perform pgqueuetopia.move(array_agg(m.id), array_agg(m.queue))
+    from unnest(p_ids, p_moves) m (id, queue)
+    where m.queue is not null and m.id = any (saved);
+  end if;
+  -- failpoint: moved
   if not p_keep then
     delete from pgqueuetopia.jobs j where j.id = any (saved) and j.done_at is not null;
   end if;

@@ -31,7 +31,10 @@ create type pgqueuetopia.claimed_job as (
   attempted_by text,
   errors jsonb,
   inserted_at timestamptz,
-  updated_at timestamptz
+  updated_at timestamptz,
+  failure_mode jsonb,
+  reply boolean,
+  moved_from bigint
 );
 
 -- Look at the heads of queues that this session has locked, in a new snapshot, and claim those that are
@@ -168,7 +171,8 @@ begin
       j.id, j.queue, j.action,
       case when pg_column_size(j.params) <= 65536 then j.params end,
       j.priority, j.timeout, j.max_backoff, j.max_attempts, j.scheduled_at, j.next_attempt_at,
-      j.attempts, j.claim, j.attempted_at, j.attempted_by, j.errors, j.inserted_at, j.updated_at
+      j.attempts, j.claim, j.attempted_at, j.attempted_by, j.errors, j.inserted_at, j.updated_at,
+      j.failure_mode, j.reply, j.moved_from
     )::pgqueuetopia.claimed_job as job
   ),
   gone as (

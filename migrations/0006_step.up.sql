@@ -57,6 +57,7 @@ create procedure pgqueuetopia.step(
   p_spent boolean[],
   p_errors jsonb[],
   p_results jsonb[],
+  p_moves text[],
   p_queues text[],
   p_snapshots text[],
   p_yielding text[],
@@ -129,7 +130,7 @@ begin
       if cardinality(p_ids) > 0 then
         select p.saved, p.queues, p.places, p.snapshots, p.busy into saved, v_queues, v_places, v_snapshots, busy
         from pgqueuetopia.persist(
-          p_scope, p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_queues, p_snapshots,
+          p_scope, p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_moves, p_queues, p_snapshots,
           p_keep, v_careful
         ) p;
       end if;

@@ -16,13 +16,15 @@ from pgqueuetopia.errors import (
     QueuetopiaError,
 )
 from pgqueuetopia.job import Job, NewJob, Page
-from pgqueuetopia.outcome import Err, Ok, Snooze
+from pgqueuetopia.modes import Abandon, ExponentialRetry, Log, Move, Retry, Success
+from pgqueuetopia.outcome import Err, Failure, Ok, Settlement, Snooze
 from pgqueuetopia.performer import Performer, action
 from pgqueuetopia.queuetopia import Queuetopia
 from pgqueuetopia.settings import Settings
 from pgqueuetopia.status import BlockedQueue, Cancelled, Status
 
 __all__ = [
+    "Abandon",
     "AccessDenied",
     "BlockedQueue",
     "Cancelled",
@@ -31,12 +33,16 @@ __all__ = [
     "DatabaseRefused",
     "DatabaseUnavailable",
     "Err",
+    "ExponentialRetry",
+    "Failure",
     "InvalidConfig",
     "InvalidJob",
     "Job",
     "JobNotFound",
+    "Log",
     "MigrationFailed",
     "Misconfigured",
+    "Move",
     "NewJob",
     "NotMigrated",
     "Ok",
@@ -45,8 +51,11 @@ __all__ = [
     "Queuetopia",
     "QueuetopiaError",
     "Repo",
+    "Retry",
     "Settings",
+    "Settlement",
     "Snooze",
     "Status",
+    "Success",
     "action",
 ]

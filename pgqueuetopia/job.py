@@ -29,7 +29,8 @@ class Job:
     grows: hand it to other stores as a fencing token. Times are aware datetimes of the database's clock.
     `next_attempt_at` is None for a job that waits for an operator, too; its state is blocked then.
     `state` is one of executing, ready, scheduled, retrying, blocked, or the outcome of a job that has
-    ended (succeeded, abandoned, cancelled, moved).
+    ended (succeeded, abandoned, cancelled, moved). `failure_mode` is the job's own, as it is stored; `reply`
+    says whether it can be asked for replies; `moved_from` is the first of the jobs that it was moved from.
     """
 
     id: int
@@ -52,6 +53,9 @@ class Job:
     result: Any = None
     done_at: datetime | None = None
     outcome: str | None = None
+    failure_mode: dict[str, Any] | None = None
+    reply: bool = False
+    moved_from: int | None = None
     inserted_at: datetime
     updated_at: datetime
     state: str = "ready"
@@ -91,6 +95,8 @@ class NewJob:
     max_backoff: Seconds = 86_400
     max_attempts: int = 20
     priority: int = 0
+    failure_mode: Any = None
+    reply: bool = False
 
 
 class Page(list[Job]):
@@ -115,6 +121,8 @@ class JobRow:
     max_attempts: int
     scheduled_at: datetime | None
     delay: timedelta | None
+    failure_mode: str | None
+    reply: bool
 
 
 def checked(job: NewJob, refusal: Callable[[str, object], list[str]] = lambda *_: []) -> JobRow:
@@ -136,6 +144,8 @@ def checked(job: NewJob, refusal: Callable[[str, object], list[str]] = lambda *_
         max_attempts=job.max_attempts,
         scheduled_at=job.scheduled_at if isinstance(job.scheduled_at, datetime) else None,
         delay=job.scheduled_at if isinstance(job.scheduled_at, timedelta) else None,
+        failure_mode=None if job.failure_mode is None else json.dumps(job.failure_mode),
+        reply=job.reply,
     )
 
 
@@ -169,6 +179,8 @@ def _faults(job: NewJob) -> Iterator[str]:
     yield from _integer_faults("max_attempts", job.max_attempts, least=1)
     yield from _integer_faults("priority", job.priority, least=-LARGEST_INTEGER)
     yield from _schedule_faults(job.scheduled_at)
+    if not isinstance(job.reply, bool):
+        yield f"reply must be True or False, not {type(job.reply).__name__}"
 
 
 def _duration_faults(what: str, value: object) -> Iterator[str]:

@@ -1,14 +1,15 @@
 """The settings of a Queuetopia, checked when one is made."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any, get_args
 
 from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.failure import OnExhausted
 from pgqueuetopia.job import Seconds, as_timedelta, name_faults
+from pgqueuetopia.modes import FailureMode, SuccessMode, callable_faults, failure_mode_faults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,14 @@ class Options:
         stopped its jobs by then; a killed process lets go at once. A node whose event loop stalls for longer
         loses its queues, too.
     disabled: start no node at all (for consoles and tests).
+    failure_mode: what follows each failure, in place of backoff, max_attempts and on_exhausted (Honeydew):
+        Abandon, Move, Retry, ExponentialRetry, or a function of the job and its Failure that returns a
+        Settlement.
+    failure_modes: the same for single queues, by their name; a job's own goes before both.
+    success_mode: called with a Success after each that was committed, such as Log(); what it raises is
+        logged.
+    max_job_time: how long any run may last, whatever the job's timeout says; 0: no limit (notify queue).
+    retry_seconds: how long a failed job waits at least (notify queue).
     """
 
     poll_interval: Seconds = 60
@@ -36,9 +45,14 @@ class Options:
     shutdown: Seconds = 30
     session_timeout: Seconds = 15
     disabled: bool = False
+    failure_mode: FailureMode | None = None
+    failure_modes: Mapping[str, FailureMode] = field(default_factory=dict)
+    success_mode: SuccessMode | None = None
+    max_job_time: Seconds = 0
+    retry_seconds: Seconds = 0
 
 
-NAMES = frozenset(field.name for field in fields(Options))
+NAMES = frozenset(one.name for one in fields(Options))
 
 
 def check(name: str, scope: str, options: Options) -> None:
@@ -56,12 +70,25 @@ def _faults(options: Options) -> Iterator[str]:
     yield from _duration_faults("job_retention", options.job_retention, least=0)
     yield from _duration_faults("shutdown", options.shutdown, least=0)
     yield from _duration_faults("session_timeout", options.session_timeout, least=1)
+    yield from _duration_faults("max_job_time", options.max_job_time, least=0)
+    yield from _duration_faults("retry_seconds", options.retry_seconds, least=0)
+    yield from _mode_faults(options)
     if isinstance(options.concurrency, bool) or not isinstance(options.concurrency, int):
         yield "concurrency must be an integer"
     elif options.concurrency < 1:
         yield f"concurrency must be at least 1, not {options.concurrency}"
     if options.on_exhausted not in get_args(OnExhausted):
         yield f"on_exhausted must be one of {', '.join(get_args(OnExhausted))}"
+
+
+def _mode_faults(options: Options) -> Iterator[str]:
+    if options.failure_mode is not None:
+        yield from failure_mode_faults("failure_mode", options.failure_mode)
+    if options.success_mode is not None:
+        yield from callable_faults("success_mode", options.success_mode)
+    for queue, mode in options.failure_modes.items():
+        yield from name_faults("a queue of failure_modes", queue)
+        yield from failure_mode_faults(f"failure_modes[{queue!r}]", mode)
 
 
 def _duration_faults(name: str, value: Any, *, least: float) -> Iterator[str]:

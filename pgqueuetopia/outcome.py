@@ -77,6 +77,7 @@ class Settlement:
     attempt_spent: bool = True
     failure: Failure | None = None
     result: Any = None
+    moved_to: str | None = None
 
     @classmethod
     def succeeded(cls, result: Any) -> "Settlement":
@@ -92,6 +93,11 @@ class Settlement:
     def abandoned(cls, failure: Failure) -> "Settlement":
         """It failed for the last time, and its queue goes on."""
         return cls("abandoned", failure=failure)
+
+    @classmethod
+    def moved(cls, failure: Failure, queue: str) -> "Settlement":
+        """It failed, and goes on as another job at the end of another queue."""
+        return cls("moved", failure=failure, moved_to=queue)
 
     @classmethod
     def blocked(cls, failure: Failure) -> "Settlement":

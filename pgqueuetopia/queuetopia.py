@@ -1,12 +1,15 @@
 """Queuetopia, the public face: create jobs, run nodes, pause, look and operate."""
 
+import inspect
 import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Self
 
 import anyio
@@ -21,6 +24,7 @@ from pgqueuetopia.db.sharing import SharedCommits
 from pgqueuetopia.errors import InvalidJob, Misconfigured
 from pgqueuetopia.failure import FailurePolicy, OnExhausted
 from pgqueuetopia.job import Job, NewJob, Seconds, as_timedelta, checked
+from pgqueuetopia.modes import FailureMode, SuccessMode, stored
 from pgqueuetopia.node.leaving import until_told_to_stop
 from pgqueuetopia.node.node import Node
 from pgqueuetopia.node.plan import Pause, Plan
@@ -52,10 +56,15 @@ class Queuetopia(Operations):
     shutdown: Seconds = 30
     session_timeout: Seconds = 15
     disabled: bool = False
+    failure_mode: FailureMode | None = None
+    failure_modes: Mapping[str, FailureMode] = MappingProxyType({})
+    success_mode: SuccessMode | None = None
+    max_job_time: Seconds = 0
+    retry_seconds: Seconds = 0
 
     def __init__(self, **given: Any) -> None:
         self._set(given)
-        self._options = options.Options(**{name: getattr(self, name) for name in options.NAMES})
+        self._options = options.Options(**{name: self._option(name) for name in options.NAMES})
         options.check(type(self).__name__, self.scope, self._options)
         self.configs = Configs(self.repo, self.scope, type(self.settings), self._take_configs)
         self._shared = SharedCommits(partial(self.repo.create_jobs, self.scope))
@@ -89,15 +98,18 @@ class Queuetopia(Operations):
         max_backoff: Seconds = 86_400,
         max_attempts: int = 20,
         priority: int = 0,
+        failure_mode: FailureMode | None = None,
+        reply: bool = False,
         conn: AnyConnection | None = None,
     ) -> Job:
         """Store a job; its queue exists from then on. Returns the job as stored.
 
         `scheduled_at` is an aware datetime or a timedelta from now; `timeout` (0: none) and `max_backoff` are
-        seconds or timedelta; `max_attempts` counts all runs. With `conn` the job is part of the caller's
-        transaction: rolled back, it never existed. Without it, what other tasks of this process create at the
-        same time is committed together, in the order of the calls. Raises InvalidJob, before anything is
-        sent, with all that is wrong; NotMigrated, AccessDenied, DatabaseUnavailable.
+        seconds or timedelta; `max_attempts` counts all runs. `failure_mode` (Abandon, Move, Retry or
+        ExponentialRetry) is the job's own; with `reply` it can be asked for replies. With `conn` the job is
+        part of the caller's transaction: rolled back, it never existed. Without it, what other tasks of this
+        process create at the same time is committed together, in the order of the calls. Raises InvalidJob,
+        before anything is sent, with all that is wrong; NotMigrated, AccessDenied, DatabaseUnavailable.
         """
         job = NewJob(
             queue,
@@ -108,8 +120,10 @@ class Queuetopia(Operations):
             max_backoff,
             max_attempts,
             priority,
+            failure_mode,
+            reply,
         )
-        row = checked(job, self._refusal)
+        row = checked(_storable(job), self._refusal)
         if conn is None:
             return await self._shared.create(row)
         return await self.repo.create_job(self.scope, row, conn)
@@ -131,7 +145,7 @@ class Queuetopia(Operations):
         rows, faults = [], []
         for index, given in enumerate(jobs):
             try:
-                rows.append(checked(_new_job(given), self._refusal))
+                rows.append(checked(_storable(_new_job(given)), self._refusal))
             except InvalidJob as error:
                 faults += [f"job {index}: {fault}" for fault in error.faults]
         if faults:
@@ -192,9 +206,18 @@ class Queuetopia(Operations):
             self._plan(),
             self.repo,
             self.performer,
-            FailurePolicy(self.on_exhausted),
+            self._policy(),
             self._take_configs,
         )
+
+    def _policy(self) -> FailurePolicy:
+        least_delay = as_timedelta(self.retry_seconds)
+        mode = self._option("failure_mode")
+        return FailurePolicy(self.on_exhausted, mode, self.failure_modes, least_delay)
+
+    def _option(self, name: str) -> Any:
+        """An option as it was given: a function that is a class's attribute must not become a method."""
+        return vars(self).get(name, inspect.getattr_static(self, name))
 
     def _plan(self) -> Plan:
         return Plan(
@@ -205,6 +228,8 @@ class Queuetopia(Operations):
             session_timeout=as_timedelta(self.session_timeout).total_seconds(),
             job_retention=as_timedelta(self.job_retention),
             cleanup_interval=as_timedelta(self.cleanup_interval).total_seconds(),
+            max_job_time=as_timedelta(self.max_job_time).total_seconds(),
+            success_mode=self._option("success_mode"),
             pause=self._pause,
         )
 
@@ -270,6 +295,16 @@ def _new_job(given: NewJob | Mapping[str, Any]) -> NewJob:
         return NewJob(**given)
     except TypeError as error:
         raise InvalidJob([str(error).replace("NewJob.__init__() ", "")]) from None
+
+
+def _storable(job: NewJob) -> NewJob:
+    """The same job, its failure mode as it is stored."""
+    if job.failure_mode is None:
+        return job
+    try:
+        return replace(job, failure_mode=stored(job.failure_mode))
+    except Misconfigured as error:
+        raise InvalidJob([f"failure_mode: {error}"]) from None
 
 
 def _suspension(queue: str | None) -> str:

@@ -217,6 +217,13 @@ MUTANTS = [
         f"{LOSS}::test_a_job_that_was_claimed_too_long_ago_is_not_started",
     ),
     Mutant(
+        "nobody ends a session that the server waits for in vain",
+        SCHEDULER,
+        "        await self._end_stalled()\n",
+        "",
+        f"{LOSS}::test_a_node_that_reads_nothing_any_longer_is_ended_by_another",
+    ),
+    Mutant(
         "an answer is as old as when it was read",
         "pgqueuetopia/db/session.py",
         "self._heard_at = asked_at",

@@ -104,6 +104,8 @@ class Repo:
             job.max_attempts,
             job.scheduled_at,
             job.delay,
+            job.failure_mode,
+            job.reply,
             conn=conn,
         )
         return rows.created_job(scope, job, stored)

@@ -35,6 +35,9 @@ CLAIMED = (
     "errors",
     "inserted_at",
     "updated_at",
+    "failure_mode",
+    "reply",
+    "moved_from",
     "progress",
     "result",
     "done_at",
@@ -45,8 +48,8 @@ CLAIMED = (
 RUNS = (None, None, None, None, "executing")
 # Job's own constructor takes 5 µs, for it is frozen: a sixth of what a claim costs a node.
 _PUT = tuple(getattr(Job, name).__set__ for name in CLAIMED)
-_PUT_PARAMS, _PUT_NEXT, _PUT_ERRORS = (
-    _PUT[CLAIMED.index(n)] for n in ("params", "next_attempt_at", "errors")
+_PUT_PARAMS, _PUT_NEXT, _PUT_ERRORS, _PUT_MODE = (
+    _PUT[CLAIMED.index(n)] for n in ("params", "next_attempt_at", "errors", "failure_mode")
 )
 
 
@@ -60,13 +63,15 @@ def claimed_job_of(row: asyncpg.Record, scope: str) -> Job:
     _PUT_ERRORS(job, () if row["errors"] == "[]" else tuple(loaded(row["errors"])))
     if job.next_attempt_at == NEVER:
         _PUT_NEXT(job, None)
+    if job.failure_mode is not None:
+        _PUT_MODE(job, loaded(job.failure_mode))
     return job
 
 
 def job_of(row: asyncpg.Record) -> Job:
     """A job from a row of job_states."""
     values = dict(row.items())
-    for name in ("params", "progress", "result"):
+    for name in ("params", "progress", "result", "failure_mode"):
         if values.get(name) is not None:
             values[name] = loaded(values[name])
     values["errors"] = () if values["errors"] == "[]" else tuple(loaded(values["errors"]))
@@ -86,6 +91,8 @@ def created_job(scope: str, row: JobRow, stored: asyncpg.Record) -> Job:
         timeout=row.timeout,
         max_backoff=row.max_backoff,
         max_attempts=row.max_attempts,
+        failure_mode=loaded(row.failure_mode),
+        reply=row.reply,
         **dict(stored.items()),
     )
 
@@ -102,6 +109,8 @@ def columns_of(rows: Sequence[JobRow]) -> list[list[Any]]:
         "max_attempts",
         "scheduled_at",
         "delay",
+        "failure_mode",
+        "reply",
     )
     return [[getattr(row, name) for row in rows] for name in names]
 

@@ -28,7 +28,16 @@ CONFIGS_CHANNEL = "pgqueuetopia_configs"
 
 # Prepared when a session opens: a partition between a statement's preparation and its execution would leave
 # the server waiting for the rest, a state in which none of its timeouts but TCP's counts.
-STATEMENTS = ("announce_node", "step", "started", "fall_asleep", "wake_up", "ping", "list_configs")
+STATEMENTS = (
+    "announce_node",
+    "step",
+    "started",
+    "fall_asleep",
+    "wake_up",
+    "ping",
+    "list_configs",
+    "end_stalled",
+)
 
 SERVER_SETTINGS = {
     # Locking first and reading in a later statement needs a new snapshot for each statement.
@@ -87,7 +96,8 @@ class Session:
         pooler stands between.
         """
         deadlines = Deadlines(timeout)
-        name = {"application_name": f"pgqueuetopia {node}"}
+        # The other nodes read from it when to give this one up (end_stalled).
+        name = {"application_name": f"pgqueuetopia {node} {deadlines.server:g}"}
         # anyio's deadline, for it is not lost where a cancellation is swallowed on the way.
         with translated(), anyio.fail_after(CONNECT_TIMEOUT):
             connection = await asyncpg.connect(
@@ -218,6 +228,10 @@ class Session:
         await anyio.lowlevel.checkpoint()
         if not self._answered:
             raise DatabaseUnavailable("Notifications do not arrive any longer.")
+
+    async def end_stalled(self) -> int:
+        """End sessions of other nodes that the server waits for in vain; returns how many."""
+        return len(await self._fetch("end_stalled"))
 
     async def configs(self) -> list[tuple[str, str, str]]:
         """The configs that speak to this scope, as (scope, key, value)."""

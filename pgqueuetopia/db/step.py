@@ -16,7 +16,7 @@ class Ended:
     """A held queue whose job has ended, to be settled and looked at again.
 
     `job` is None where a held queue is only to be looked at. `slice_since` is when the queue's slice began,
-    by the node's clock; `snapshot` is that of the step that claimed the job.
+    by the node's clock; `snapshot` is that of the step that claimed the job; `run_time` is in seconds.
     """
 
     queue: str
@@ -25,6 +25,7 @@ class Ended:
     result: str | None = None
     slice_since: float = 0.0
     snapshot: str | None = None
+    run_time: float = 0.0
 
     @property
     def is_plain(self) -> bool:
@@ -72,7 +73,7 @@ def stepped_of(row: asyncpg.Record, scope: str) -> Stepped:
 
 
 def settlement_columns(ended: Sequence[Ended], node: str) -> tuple[list[Any], ...]:
-    """What ended as one array for each column: id, claim, outcome, delay, spent, error, result.
+    """What ended as one array for each column: id, claim, outcome, delay, spent, error, result, move.
 
     All but the first two end where the plain ones begin, which come last (see in_order).
     """
@@ -85,6 +86,7 @@ def settlement_columns(ended: Sequence[Ended], node: str) -> tuple[list[Any], ..
         [one.settlement and one.settlement.attempt_spent for one in told],
         [_error(one, node) for one in told],
         [one.result for one in told],
+        [one.settlement and one.settlement.moved_to for one in told],
     )
 
 

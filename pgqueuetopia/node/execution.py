@@ -17,8 +17,9 @@ import structlog
 
 from pgqueuetopia.backoff import doubling
 from pgqueuetopia.db.repo import Repo
-from pgqueuetopia.failure import NODE_DIED, FailurePolicy, settle
+from pgqueuetopia.failure import FailurePolicy, settle
 from pgqueuetopia.job import Job, as_delay, json_faults
+from pgqueuetopia.modes import Success, SuccessMode
 from pgqueuetopia.node.run import Run, Stop
 from pgqueuetopia.outcome import (
     Err,
@@ -59,18 +60,21 @@ class Execution:
         policy: FailurePolicy,
         repo: Repo,
         concurrency: int,
+        max_job_time: float = 0,
+        success_mode: SuccessMode | None = None,
     ) -> None:
         self._performer = performer
         self._policy = policy
         self._repo = repo
+        self._max_job_time = max_job_time
+        self._success_mode = success_mode
         self._threads = anyio.CapacityLimiter(concurrency)
         self._running: dict[int, Run] = {}
 
     async def run(self, job: Job, listener: Listener) -> None:
         """Run one job to its end."""
-        if job.attempts > job.max_attempts:
-            settlement = replace(self._policy.exhausted(NODE_DIED), attempt_spent=False)
-        else:
+        settlement = self._policy.died(job)
+        if settlement is None:
             outcome = await self._attempt(job, listener)
             settlement = settle(job, outcome, self._policy, self._delay(job, outcome))
         _report(job, settlement)
@@ -91,6 +95,18 @@ class Execution:
         except Exception as error:
             _tell_exception("handle_failed_job_raised", job, error)
 
+    async def succeeded(self, job: Job, settlement: Settlement, run_time: float) -> None:
+        """Call the success mode for a success that has been written."""
+        if self._success_mode is None:
+            return
+        try:
+            with anyio.fail_after(HOOK_TIMEOUT):
+                told = self._success_mode(_success(job, settlement, run_time))
+                if inspect.isawaitable(told):
+                    await told
+        except Exception as error:
+            _tell_exception("success_mode_raised", job, error)
+
     async def _attempt(self, job: Job, listener: Listener) -> Outcome:
         """Call the performer under the job's timeout."""
         run = self._running[job.id] = Run()
@@ -99,7 +115,7 @@ class Execution:
         except asyncio.CancelledError as error:
             if run.is_cancelled_by_others():
                 raise
-            return _outcome_of_a_stop(run.stopped, job, error)
+            return _outcome_of_a_stop(run.stopped, self._limit(job), error)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
@@ -112,16 +128,21 @@ class Execution:
         if job.params is None:
             job = replace(job, params=await self._repo.params(job.id))
         method, arguments = self._performer.bound(job)
-        limit = job.timeout.total_seconds()
+        limit = self._limit(job)
         if not inspect.iscoroutinefunction(method):
             call = partial(method, *arguments)
-            return await self._perform_in_thread(job, call, limit or math.inf, listener)
+            return await self._perform_in_thread(call, job, limit, listener)
         if limit:
             run.limit(limit)
         return await method(*arguments) if listener.begin(job) else Interrupted()
 
+    def _limit(self, job: Job) -> float:
+        """How many seconds a run may last; 0 for ever."""
+        timeout, most = job.timeout.total_seconds(), self._max_job_time
+        return min(timeout, most) if timeout and most else timeout or most
+
     async def _perform_in_thread(
-        self, job: Job, method: Callable[[], Any], limit: float, listener: Listener
+        self, method: Callable[[], Any], job: Job, limit: float, listener: Listener
     ) -> Any:
         """A thread cannot be stopped, and two jobs of a queue must not overlap: wait for it, however late."""
 
@@ -130,7 +151,8 @@ class Execution:
 
         began = anyio.current_time()
         value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
-        return value if anyio.current_time() - began <= limit else Err(_timed_out(job).message)
+        in_time = anyio.current_time() - began <= (limit or math.inf)
+        return value if in_time else Err(_timed_out(limit).message)
 
     def _delay(self, job: Job, outcome: Outcome) -> timedelta:
         """The performer's backoff, should the job be tried again."""
@@ -157,18 +179,24 @@ def _outcome_of(value: object) -> Outcome:
             return Succeeded(value)
 
 
-def _outcome_of_a_stop(why: Stop | None, job: Job, error: BaseException) -> Outcome:
+def _outcome_of_a_stop(why: Stop | None, limit: float, error: BaseException) -> Outcome:
     match why:
         case Stop.TIMED_OUT:
-            return Failed(_timed_out(job))
+            return Failed(_timed_out(limit))
         case Stop.INTERRUPTED:
             return Interrupted()
         case None:
             return Failed(_failure_of(error))
 
 
-def _timed_out(job: Job) -> Failure:
-    return Failure(f"timeout: the job took longer than {job.timeout.total_seconds():g} s")
+def _timed_out(limit: float) -> Failure:
+    return Failure(f"timeout: the job took longer than {limit:g} s")
+
+
+def _success(job: Job, settlement: Settlement, run_time: float) -> Success:
+    due = max(job.scheduled_at, job.next_attempt_at or job.scheduled_at)
+    waited = (job.attempted_at or due) - due
+    return Success(job, settlement.result, max(waited, timedelta(0)), timedelta(seconds=run_time))
 
 
 def _failure_of(error: BaseException) -> Failure:

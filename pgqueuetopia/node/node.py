@@ -56,7 +56,9 @@ class Node:
         self._leaving = anyio.Event()
         self._scheduler: Scheduler | None = None
         self._unsaved: list[Ended] = []
-        self._execution = Execution(performer, policy, repo, plan.concurrency)
+        self._execution = Execution(
+            performer, policy, repo, plan.concurrency, plan.max_job_time, plan.success_mode
+        )
         self._log = log.bind(scope=plan.scope, node=name)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -219,8 +221,14 @@ class Node:
         jobs.create_task(self._execution.run(job, listener), name=f"job {job.id}")
 
     def _after_save(self, jobs: asyncio.TaskGroup, one: Ended) -> None:
-        if one.job is not None and one.settlement is not None and one.settlement.failure is not None:
-            jobs.create_task(self._execution.failed(one.job), name=f"failed {one.job.id}")
+        job, settlement = one.job, one.settlement
+        if job is None or settlement is None:
+            return
+        if settlement.failure is not None:
+            jobs.create_task(self._execution.failed(job), name=f"failed {job.id}")
+        elif settlement.outcome == "succeeded" and self._plan.success_mode is not None:
+            succeeded = self._execution.succeeded(job, settlement, one.run_time)
+            jobs.create_task(succeeded, name=f"succeeded {job.id}")
 
     def _hear_config(self, key: str) -> None:
         self._configs_changed = True

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from pgqueuetopia.modes import SuccessMode
+
 
 @dataclass(slots=True)
 class Pause:
@@ -27,6 +29,8 @@ class Plan:
     session_timeout: float
     job_retention: timedelta
     cleanup_interval: float
+    max_job_time: float
+    success_mode: SuccessMode | None
     pause: Pause
 
     @property

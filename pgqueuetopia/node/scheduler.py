@@ -53,9 +53,10 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A queue that is held while its job runs: when its slice began, and what the claim had seen."""
+    """A queue that is held while its job runs: since when, when its slice began, what the claim had seen."""
 
     job: Job
+    since: float
     slice_since: float
     snapshot: str
 
@@ -78,6 +79,7 @@ class Scheduler:
     _sleep: Sleep | None = None
     _last_claim: float = 0.0
     _last_rescue: float = 0.0
+    _last_end: float = 0.0
     _rescue_pause: float = RESCUE
     _rescues: bool = False
     _careful_until: float = 0.0
@@ -116,9 +118,18 @@ class Scheduler:
                 result=result,
                 slice_since=hold.slice_since,
                 snapshot=hold.snapshot,
+                run_time=anyio.current_time() - hold.since,
             )
         )
         self.bell.ring()
+
+    async def _end_stalled(self) -> None:
+        """Now and then, among the looks for the queues of the dead: end who is as good as dead."""
+        is_alone = self._sleep is not None and self._sleep.alone
+        if not is_alone and self._last_rescue - self._last_end >= self.session.deadlines.heartbeat:
+            self._last_end = self._last_rescue
+            if ended := await self.session.end_stalled():
+                log.warning("stalled_sessions_ended", sessions=ended)
 
     async def _step(self) -> Stepped:
         self.bell.hear()
@@ -130,6 +141,7 @@ class Scheduler:
             self.ended = ended + self.ended
             raise
         self._take_in(ended, stepped)
+        await self._end_stalled()
         return stepped
 
     async def _ask(self, ended: list[Ended]) -> Stepped:
@@ -168,7 +180,7 @@ class Scheduler:
         for job in stepped.claimed:
             since = slices.get(job.queue, now)
             since = since if now - since <= SLICE else now
-            self.running[job.queue] = Hold(job, since, stepped.snapshot)
+            self.running[job.queue] = Hold(job, now, since, stepped.snapshot)
             self._start(job)
         if stepped.claimed:
             self._last_claim = now

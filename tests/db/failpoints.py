@@ -15,7 +15,8 @@ create function public.failpoint(name text) returns void
 language plpgsql set lock_timeout = 0 set statement_timeout = 0
 as $$
 declare
-  key integer := hashtext(name || ' of ' || current_setting('application_name'));
+  node text := split_part(current_setting('application_name'), ' ', 2);
+  key integer := hashtext(name || ' of pgqueuetopia ' || node);
 begin
   perform pg_advisory_lock_shared(1, key);
   perform pg_advisory_unlock_shared(1, key);

@@ -170,9 +170,10 @@ class World(RuleBasedStateMachine):
         return True
 
     async def _is_gone(self, node: str) -> bool:
-        name = f"pgqueuetopia {node}"
+        name = f"pgqueuetopia {node} %"
         found = await self.connection.fetch(
-            "select from pg_stat_activity where application_name = $1 and datname = current_database()", name
+            "select from pg_stat_activity where application_name like $1 and datname = current_database()",
+            name,
         )
         return not found
 

@@ -21,6 +21,8 @@ STRANDED = Path(__file__).with_name("stranded.sql").read_text(encoding="utf-8")
 STEP_FAILPOINTS = [
     "scanned",
     "locked",
+    "replied",
+    "moved",
     "persisted",
     "before look",
     "before acquire",
@@ -84,8 +86,9 @@ def ids(stepped: Stepped) -> list[int]:
 async def backend(connection: "asyncpg.Connection[asyncpg.Record]", node: str) -> int:
     return int(
         await connection.fetchval(
-            "select pid from pg_stat_activity where datname = current_database() and application_name = $1",
-            f"pgqueuetopia {node}",
+            "select pid from pg_stat_activity where datname = current_database() "
+            "and application_name like $1",
+            f"pgqueuetopia {node} %",
         )
     )
 
@@ -267,6 +270,36 @@ async def test_a_job_that_commits_after_the_look_at_a_queue_that_goes_on_is_not_
             await stop.release()
         await creator.close()
         assert ids(await look(a, running=running)) == [late.id]
+
+
+@pytest.mark.parametrize("place", ["replied", "moved", "before commit", "committed"])
+async def test_a_job_that_is_moved_is_there_once_wherever_its_node_dies(racing_dsn: str, place: str) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as [a, b]:
+        await app.create_job("q", "a", {"x": 1}, reply=True)
+        [claimed] = (await look(a)).claimed
+        moved = Ended("q", claimed, Settlement.moved(Failure("no"), "dead"))
+
+        async def die() -> None:
+            with pytest.raises(DatabaseUnavailable):
+                await look(a, moved)
+
+        async with (
+            failpoints.stopping(racing_dsn, place, "a") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(die)
+            await stop.reached()
+            await kill(racing_dsn, "a")
+        dead = await app.list_jobs(queue="dead")
+        assert (await app.get_job(claimed)).outcome == ("moved" if place == "committed" else None)
+        assert len(dead) == (place == "committed")
+        if not dead:
+            [again] = (await rescued(b)).claimed
+            await look(b, Ended("q", again, Settlement.moved(Failure("no"), "dead")))
+            dead = await app.list_jobs(queue="dead")
+        [copy] = dead
+        assert (copy.params, copy.moved_from, copy.reply) == ({"x": 1}, claimed.id, True)
+        assert (await app.get_job(claimed)).outcome == "moved"
 
 
 @pytest.mark.parametrize("place", STEP_FAILPOINTS)

@@ -30,7 +30,7 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
 ) -> None:
     """Plans made for empty tables stay good for large ones, and the other way round."""
     node = await asyncpg.connect(dsn, server_settings=SERVER_SETTINGS)
-    nothing: list[list[object]] = [[] for _ in range(10)]
+    nothing: list[list[object]] = [[] for _ in range(11)]
     # The first calls make the plans, while the tables are empty.
     for _ in range(2):
         await node.fetch(
@@ -53,6 +53,7 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
             ["succeeded"] * 50,
             [None] * 50,
             [True] * 50,
+            [None] * 50,
             [None] * 50,
             [None] * 50,
             [job["queue"] for job in claimed],

@@ -166,6 +166,38 @@ async def test_a_node_that_was_alone_notices_the_death_of_one_that_joined_later(
             await eventually(lambda: here.performed, within=5)
 
 
+@pytest.mark.slow
+async def test_a_node_that_reads_nothing_any_longer_is_ended_by_another(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """A frozen process: notifications fill its socket, and the server waits, by no timeout of its own."""
+    here, there = Held(), Recorder()
+    async with a_proxy(dsn) as (proxy, through):
+        frozen = Repo(dsn, session_dsn=through)
+        async with (
+            an_app(dsn, there, session_timeout=2) as other,
+            an_app(dsn, here, repo=frozen, session_timeout=2, shutdown=0) as app,
+            app.running(),
+        ):
+            job = await app.create_job("q", "a")
+            await eventually(lambda: here.performed)
+            proxy.black_hole()
+            while not await connection.fetch(WAITS_FOR_ITS_CLIENT):
+                await connection.execute(FLOOD)
+            async with other.running():
+                with structlog.testing.capture_logs() as logs:
+                    await eventually(lambda: there.ids == [job.id], within=10)
+                await eventually(logged(logs, "stalled_sessions_ended"))
+            proxy.heal()
+
+
+FLOOD = "select pg_notify('pgqueuetopia_jobs', 'nobody ' || n) from generate_series(1, 2000) n"
+WAITS_FOR_ITS_CLIENT = """
+select from pg_stat_activity
+where application_name like 'pgqueuetopia %' and wait_event = 'ClientWrite' and datname = current_database()
+"""
+
+
 class Threaded(Recorder):
     """Its jobs run in threads."""
 
