@@ -17,6 +17,7 @@ import structlog
 
 from pgqueuetopia.backoff import doubling
 from pgqueuetopia.db.repo import Repo
+from pgqueuetopia.db.step import Ended
 from pgqueuetopia.failure import FailurePolicy, settle
 from pgqueuetopia.job import Job, as_delay, json_faults
 from pgqueuetopia.modes import Success, SuccessMode
@@ -85,23 +86,34 @@ class Execution:
         for run in self._running.values():
             run.stop(Stop.INTERRUPTED)
 
-    async def failed(self, job: Job) -> None:
-        """Call the performer's hook for a failure that has been written."""
-        if type(self._performer).handle_failed_job is Performer.handle_failed_job:
+    def has_hook(self, one: Ended) -> bool:
+        """Whether somebody wants to be told of this outcome, once it has been written."""
+        if one.job is None or one.settlement is None:
+            return False
+        if one.settlement.failure is not None:
+            return type(self._performer).handle_failed_job is not Performer.handle_failed_job
+        return one.settlement.outcome == "succeeded" and self._success_mode is not None
+
+    async def tell(self, one: Ended) -> None:
+        """Call handle_failed_job, or the success mode; what they raise is logged."""
+        if one.job is None or one.settlement is None:
             return
+        if one.settlement.failure is not None:
+            await self._failed(one.job)
+        elif self._success_mode is not None:
+            await self._succeeded(self._success_mode, one.job, one.settlement, one.run_time)
+
+    async def _failed(self, job: Job) -> None:
         try:
             with anyio.fail_after(HOOK_TIMEOUT):
                 await self._performer.handle_failed_job(await self._repo.get_job(job.scope, job.id) or job)
         except Exception as error:
             _tell_exception("handle_failed_job_raised", job, error)
 
-    async def succeeded(self, job: Job, settlement: Settlement, run_time: float) -> None:
-        """Call the success mode for a success that has been written."""
-        if self._success_mode is None:
-            return
+    async def _succeeded(self, mode: SuccessMode, job: Job, settlement: Settlement, run_time: float) -> None:
         try:
             with anyio.fail_after(HOOK_TIMEOUT):
-                told = self._success_mode(_success(job, settlement, run_time))
+                told = mode(_success(job, settlement, run_time))
                 if inspect.isawaitable(told):
                     await told
         except Exception as error:

@@ -221,14 +221,8 @@ class Node:
         jobs.create_task(self._execution.run(job, listener), name=f"job {job.id}")
 
     def _after_save(self, jobs: asyncio.TaskGroup, one: Ended) -> None:
-        job, settlement = one.job, one.settlement
-        if job is None or settlement is None:
-            return
-        if settlement.failure is not None:
-            jobs.create_task(self._execution.failed(job), name=f"failed {job.id}")
-        elif settlement.outcome == "succeeded" and self._plan.success_mode is not None:
-            succeeded = self._execution.succeeded(job, settlement, one.run_time)
-            jobs.create_task(succeeded, name=f"succeeded {job.id}")
+        if self._execution.has_hook(one):
+            jobs.create_task(self._execution.tell(one), name=f"hook of {one.job and one.job.id}")
 
     def _hear_config(self, key: str) -> None:
         self._configs_changed = True
