@@ -1,3 +1,5 @@
+drop trigger replies_inserted on pgqueuetopia.replies;
+drop function pgqueuetopia.replies_inserted();
 drop trigger job_configs_changed on pgqueuetopia.job_configs;
 drop function pgqueuetopia.job_configs_changed();
 drop function pgqueuetopia.wait_for_starts(text);

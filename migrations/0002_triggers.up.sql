@@ -165,7 +165,23 @@ create trigger job_configs_changed
 after insert or update or delete on pgqueuetopia.job_configs
 for each row execute function pgqueuetopia.job_configs_changed();
 
+-- Whoever waits for a job's replies reads them; the notification says of which job they are.
+create function pgqueuetopia.replies_inserted() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pg_notify('pgqueuetopia_replies', job::text) from (select distinct job from inserted) as jobs;
+  return null;
+end
+$$;
+
+create trigger replies_inserted
+after insert on pgqueuetopia.replies
+referencing new table as inserted
+for each statement execute function pgqueuetopia.replies_inserted();
+
 -- On a table of one's own, with types and casts of one's own, they would run that as their owner.
 revoke execute on function
-  pgqueuetopia.jobs_inserted(), pgqueuetopia.jobs_changed(), pgqueuetopia.job_configs_changed()
+  pgqueuetopia.jobs_inserted(), pgqueuetopia.jobs_changed(), pgqueuetopia.job_configs_changed(),
+  pgqueuetopia.replies_inserted()
 from public;

@@ -14,7 +14,7 @@ return case when jsonb_array_length(errors) >= 20 then errors - 0 else errors en
   || jsonb_build_array(error || jsonb_build_object('at', failed_at));
 
 -- Tell those who wait for jobs what has just become of them. An outcome that says nothing (interrupted, snoozed)
--- has no reply.
+-- has no reply; of a job that is moved, move tells.
 create function pgqueuetopia.reply(p_ids bigint[]) returns void
 language plpgsql
 as $$
@@ -23,12 +23,10 @@ begin
   select
     j.scope,
     coalesce(j.moved_from, j.id),
-    case j.outcome
-      when 'succeeded' then 'ok' when 'moved' then 'moved' when 'abandoned' then 'error' else 'retrying'
-    end,
+    case j.outcome when 'succeeded' then 'ok' when 'abandoned' then 'error' else 'retrying' end,
     case j.outcome when 'succeeded' then j.result else j.errors -> -1 -> 'error' end
   from pgqueuetopia.jobs j
-  where j.id = any (p_ids) and j.reply;
+  where j.id = any (p_ids) and j.reply and j.outcome is distinct from 'moved';
 end
 $$;
 
@@ -36,6 +34,11 @@ $$;
 create function pgqueuetopia.move(p_ids bigint[], p_queues text[]) returns setof bigint
 language sql
 as $$
+  insert into pgqueuetopia.replies (scope, job, kind, value)
+  select j.scope, coalesce(j.moved_from, j.id), 'moved', to_jsonb(m.queue)
+  from unnest(p_ids, p_queues) m (id, queue)
+  join pgqueuetopia.jobs j on j.id = m.id
+  where j.reply;
   insert into pgqueuetopia.jobs (
     scope, queue, action, params, priority, timeout, max_backoff, max_attempts, failure_mode, reply, moved_from
   )

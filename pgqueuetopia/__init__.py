@@ -12,12 +12,13 @@ from pgqueuetopia.errors import (
     JobNotFound,
     MigrationFailed,
     Misconfigured,
+    NoReply,
     NotMigrated,
     QueuetopiaError,
 )
 from pgqueuetopia.job import Job, NewJob, Page
 from pgqueuetopia.modes import Abandon, ExponentialRetry, Log, Move, Retry, Success
-from pgqueuetopia.outcome import Err, Failure, Ok, Settlement, Snooze
+from pgqueuetopia.outcome import Err, Failure, Moved, Ok, Retrying, Settlement, Snooze
 from pgqueuetopia.performer import Performer, action
 from pgqueuetopia.queuetopia import Queuetopia
 from pgqueuetopia.settings import Settings
@@ -43,7 +44,9 @@ __all__ = [
     "MigrationFailed",
     "Misconfigured",
     "Move",
+    "Moved",
     "NewJob",
+    "NoReply",
     "NotMigrated",
     "Ok",
     "Page",
@@ -52,6 +55,7 @@ __all__ = [
     "QueuetopiaError",
     "Repo",
     "Retry",
+    "Retrying",
     "Settings",
     "Settlement",
     "Snooze",

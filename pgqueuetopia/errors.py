@@ -5,6 +5,7 @@ QueuetopiaError
 ├── InvalidConfig         the caller: a config's key or value
 ├── ConfigNotFound        the caller: no such config
 ├── JobNotFound           the caller: no such job, or not one that the call applies to
+├── NoReply               the caller: the job was not created with reply=True
 ├── Misconfigured         the developer: how a Queuetopia is set up
 ├── NotMigrated           the operator: run the migrations
 ├── MigrationFailed       the operator: the migrations cannot be run
@@ -38,6 +39,10 @@ class ConfigNotFound(QueuetopiaError):
 
 class JobNotFound(QueuetopiaError):
     """There is no such job in this scope, or it is not in a state that the call applies to."""
+
+
+class NoReply(QueuetopiaError):
+    """A job that was not created with reply=True has no replies."""
 
 
 class Misconfigured(QueuetopiaError):

@@ -20,6 +20,20 @@ class Err:
 
 
 @dataclass(frozen=True, slots=True)
+class Retrying:
+    """A reply: an attempt failed with this error, and the job is tried again, or waits for an operator."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A reply: the job has failed and goes on in another queue; what becomes of it there is told as well."""
+
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
 class Snooze:
     """Not now: run again after `delay` (a timedelta or seconds) without spending an attempt."""
 
@@ -114,6 +128,8 @@ class Settlement:
         """Its node stopped; it is due now."""
         return cls(None, timedelta(0), attempt_spent=False)
 
+
+Reply = Ok | Retrying | Moved | Err
 
 # What most jobs come to.
 SUCCEEDED = Settlement("succeeded")

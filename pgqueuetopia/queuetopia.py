@@ -19,9 +19,10 @@ from pydantic import BaseModel
 from pgqueuetopia import options
 from pgqueuetopia.db.configs import Configs, merged
 from pgqueuetopia.db.driver import AnyConnection
+from pgqueuetopia.db.replies import Replies
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.sharing import SharedCommits
-from pgqueuetopia.errors import InvalidJob, Misconfigured
+from pgqueuetopia.errors import InvalidJob, Misconfigured, NoReply
 from pgqueuetopia.failure import FailurePolicy, OnExhausted
 from pgqueuetopia.job import Job, NewJob, Seconds, as_timedelta, checked
 from pgqueuetopia.modes import FailureMode, SuccessMode, stored
@@ -29,6 +30,7 @@ from pgqueuetopia.node.leaving import until_told_to_stop
 from pgqueuetopia.node.node import Node
 from pgqueuetopia.node.plan import Pause, Plan
 from pgqueuetopia.operations import Operations
+from pgqueuetopia.outcome import Reply
 from pgqueuetopia.performer import Performer
 from pgqueuetopia.settings import Settings
 
@@ -68,6 +70,7 @@ class Queuetopia(Operations):
         options.check(type(self).__name__, self.scope, self._options)
         self.configs = Configs(self.repo, self.scope, type(self.settings), self._take_configs)
         self._shared = SharedCommits(partial(self.repo.create_jobs, self.scope))
+        self._replies = Replies(self.repo)
         self._pause = Pause()
         self._nodes: list[Node] = []
         self._log = log.bind(scope=self.scope)
@@ -151,6 +154,19 @@ class Queuetopia(Operations):
         if faults:
             raise InvalidJob(faults)
         return await self.repo.create_jobs(self.scope, rows, conn) if rows else []
+
+    async def reply(self, job: Job | int, *, timeout: Seconds = 5) -> Reply | None:
+        """What became of a job created with `reply=True`: the reply after the one that was read last.
+
+        One for each attempt that tells something, in order: Ok(result), Retrying(error), Moved(queue) or
+        Err(error) (Honeydew's yield); None after `timeout` seconds. Any process may ask; each instance begins
+        with the first reply. Replies are kept as long as the job is, an hour at least. Raises NoReply,
+        JobNotFound, DatabaseUnavailable.
+        """
+        found = job if isinstance(job, Job) else await self.get_job(job)
+        if not found.reply:
+            raise NoReply(f"Job {found.id} has no replies: create it with create_job(..., reply=True).")
+        return await self._replies.next(found.moved_from or found.id, as_timedelta(timeout).total_seconds())
 
     def _refusal(self, action: str, params: object) -> list[str]:
         return self.performer.faults(action, params) if self.performer else []
@@ -241,6 +257,7 @@ class Queuetopia(Operations):
 
     async def close(self) -> None:
         """Close the pool; it opens again on its next use."""
+        await self._replies.close()
         await self.repo.close()
 
     # Pausing

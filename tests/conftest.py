@@ -21,7 +21,7 @@ SERVER_DSN = "PGQUEUETOPIA_TEST_SERVER"
 EMPTY = """
 select pg_terminate_backend(pid) from pg_stat_activity
 where datname = current_database() and pid <> pg_backend_pid();
-truncate pgqueuetopia.jobs, pgqueuetopia.run_queue restart identity;
+truncate pgqueuetopia.jobs, pgqueuetopia.run_queue, pgqueuetopia.replies restart identity;
 delete from pgqueuetopia.job_configs;
 insert into pgqueuetopia.job_configs (scope, key, value) values ('*', 'suspended', 'false');
 """

@@ -160,6 +160,9 @@ class Repo:
         """Remove one batch of jobs that ended longer ago; 0 as well if another node is at it."""
         return int(await self._value("clean", scope, retention, batch))
 
+    async def clean_replies(self, scope: str, retention: timedelta, batch: int) -> int:
+        return int(await self._value("clean_replies", scope, retention, batch))
+
     async def configs(self, scope: str, conn: AnyConnection | None = None) -> list[tuple[str, str, str]]:
         found = await self._fetch("list_configs", scope, conn=conn)
         return [(row["scope"], row["key"], row["value"]) for row in found]

@@ -1,6 +1,7 @@
 """Removes jobs that ended long ago, in batches; one node of a scope at a time."""
 
 import random
+from datetime import timedelta
 
 import anyio
 import structlog
@@ -12,6 +13,8 @@ from pgqueuetopia.node.plan import Plan
 log = structlog.get_logger("pgqueuetopia")
 
 BATCH = 1_000
+# Replies are for those who ask a little later, even where jobs are removed as they end.
+REPLIES_KEPT = timedelta(hours=1)
 LONGEST_FIRST_DELAY = 1.0
 
 
@@ -31,6 +34,8 @@ async def clean(repo: Repo, plan: Plan) -> int:
     removed = 0
     while batch := await repo.clean(plan.scope, plan.job_retention, BATCH):
         removed += batch
+    while await repo.clean_replies(plan.scope, max(plan.job_retention, REPLIES_KEPT), BATCH):
+        pass
     if removed:
         log.info("jobs_removed", scope=plan.scope, jobs=removed)
     return removed
