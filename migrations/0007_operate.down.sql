@@ -1,3 +1,4 @@
+drop function pgqueuetopia.move_job(text, bigint, text);
 drop function pgqueuetopia.end_job(text, bigint, text);
 drop view pgqueuetopia.nodes;
 drop view pgqueuetopia.executing;

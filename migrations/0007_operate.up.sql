@@ -92,3 +92,21 @@ begin
   return 'OK';
 end
 $$;
+
+-- Put a job like this one at the end of another queue, and end this one as moved if it has not ended; not while it
+-- runs. Returns the new job's id, or why not.
+create function pgqueuetopia.move_job(p_scope text, p_id bigint, p_queue text, out id bigint, out why_not text)
+language plpgsql
+as $$
+begin
+  if not exists (select from pgqueuetopia.jobs j where j.scope = p_scope and j.id = p_id for update) then
+    why_not := 'NOT_FOUND';
+    return;
+  end if;
+  if pgqueuetopia.end_job(p_scope, p_id, 'moved') = 'IN_PROGRESS' then
+    why_not := 'IN_PROGRESS';
+    return;
+  end if;
+  id := pgqueuetopia.move(array[p_id], array[p_queue]);
+end
+$$;

@@ -14,6 +14,7 @@ from pgqueuetopia.outcome import (
     Failed,
     Failure,
     Interrupted,
+    Killed,
     Outcome,
     Settlement,
     Snoozed,
@@ -102,3 +103,5 @@ def settle(job: Job, outcome: Outcome, policy: FailurePolicy, delay: timedelta) 
             return Settlement.snoozed(snooze)
         case Interrupted():
             return Settlement.interrupted()
+        case Killed():
+            return Settlement.cancelled()

@@ -1,9 +1,19 @@
 """What operators do with the jobs of a scope."""
 
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import anyio
+
 from pgqueuetopia.db.repo import Repo
-from pgqueuetopia.errors import JobNotFound
-from pgqueuetopia.job import Job, Page
+from pgqueuetopia.errors import InvalidJob, JobNotFound
+from pgqueuetopia.job import Job, Page, name_faults
 from pgqueuetopia.status import BlockedQueue, Cancelled, Status
+
+FILTER_PAGE = 1_000
+# In seconds: how long a job that is killed has to end, and how often it is looked at.
+KILL_PATIENCE = 5.0
+KILL_LOOK = 0.02
 
 
 class Operations:
@@ -53,9 +63,65 @@ class Operations:
         total = await self.repo.count_jobs(self.scope, *filters)
         return Page(jobs[:limit], total, jobs[limit - 1].id if len(jobs) > limit else None)
 
-    async def cancel(self, job: Job | int) -> Cancelled:
-        """End a job that has not ended and does not run: OK, IN_PROGRESS or NOT_FOUND."""
-        return Cancelled(await self.repo.end_job(self.scope, _id(job), "cancelled"))
+    async def filter(
+        self, queue: str | None, condition: Callable[[Job], object] | Mapping[str, Any] | str
+    ) -> AsyncIterator[Job]:
+        """The jobs of a queue, or of all, that meet a condition, in the order of creation (Honeydew).
+
+        A function of the job, or a dict of its fields (`params` and other dicts match as a subset): jobs that
+        have not ended, running ones included. A string: jobs in that state ("abandoned"). They are read
+        a thousand at a time, so no queue is too long.
+        """
+        state = condition if isinstance(condition, str) else "pending"
+        after: int | None = 0
+        while after is not None:
+            filters = (queue, None, state, None)
+            page = await self.repo.list_jobs(self.scope, *filters, after=after, limit=FILTER_PAGE)
+            for job in page:
+                if isinstance(condition, str) or _meets(job, condition):
+                    yield job
+            after = page[-1].id if len(page) == FILTER_PAGE else None
+
+    async def cancel(self, job: Job | int, *, kill: bool = False) -> Cancelled:
+        """End a job that has not ended and does not run: OK, IN_PROGRESS or NOT_FOUND.
+
+        With `kill` a job that runs is stopped, on whichever node, and ends as cancelled: OK once it has
+        ended, IN_PROGRESS after five seconds (a thread cannot be stopped).
+        """
+        told = Cancelled(await self.repo.end_job(self.scope, _id(job), "cancelled"))
+        if told is Cancelled.IN_PROGRESS and kill:
+            return await self._kill(_id(job))
+        return told
+
+    async def _kill(self, job_id: int) -> Cancelled:
+        await self.repo.kill_job(job_id)
+        with anyio.move_on_after(KILL_PATIENCE):
+            while True:
+                job = await self.repo.get_job(self.scope, job_id)
+                if job is None or job.done_at is not None:
+                    return Cancelled.OK if job is None or job.outcome == "cancelled" else Cancelled.NOT_FOUND
+                await anyio.sleep(KILL_LOOK)
+        return Cancelled.IN_PROGRESS
+
+    async def move(self, job: Job | int, queue: str) -> Job:
+        """Have a job run at the end of another queue instead; one that has ended runs again (Honeydew).
+
+        Returns the new job: the old one ends as moved, and its replies go on. Raises InvalidJob for a queue
+        that cannot be, JobNotFound for a job that is not there or that runs.
+        """
+        if faults := list(name_faults("queue", queue)):
+            raise InvalidJob(faults)
+        moved, why_not = await self.repo.move_job(self.scope, _id(job), queue)
+        if moved is None:
+            raise JobNotFound(
+                f"Job {_id(job)} of scope {self.scope!r} cannot be moved: "
+                + (
+                    "it runs; cancel it with kill=True first."
+                    if why_not == "IN_PROGRESS"
+                    else "it is not there."
+                )
+            )
+        return await self.get_job(moved)
 
     async def abandon(self, job: Job | int) -> Cancelled:
         """Give a job up: its queue goes on with the next. OK, IN_PROGRESS or NOT_FOUND."""
@@ -74,6 +140,19 @@ class Operations:
     async def retry_all(self, queue: str | None = None) -> int:
         """Have every job run now that waits for its next attempt; returns how many."""
         return await self.repo.retry_jobs(self.scope, None, queue)
+
+
+def _meets(job: Job, condition: Callable[[Job], object] | Mapping[str, Any]) -> bool:
+    if callable(condition):
+        return bool(condition(job))
+    return all(_matches(getattr(job, name, None), wanted) for name, wanted in condition.items())
+
+
+def _matches(value: object, wanted: object) -> bool:
+    """Whether they are equal; of a dict, whether it has at least what is wanted."""
+    if isinstance(wanted, Mapping) and isinstance(value, dict):
+        return all(name in value and _matches(value[name], item) for name, item in wanted.items())
+    return value == wanted
 
 
 def _id(job: Job | int) -> int:

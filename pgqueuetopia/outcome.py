@@ -75,7 +75,12 @@ class Interrupted:
     """The node stopped before the job ended; the attempt is given back."""
 
 
-Outcome = Succeeded | Failed | Snoozed | Interrupted
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """Somebody had the job stopped while it ran."""
+
+
+Outcome = Succeeded | Failed | Snoozed | Interrupted | Killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,11 @@ class Settlement:
     def snoozed(cls, delay: timedelta) -> "Settlement":
         """It was not run, by its own wish."""
         return cls(None, delay, attempt_spent=False)
+
+    @classmethod
+    def cancelled(cls) -> "Settlement":
+        """It was stopped for good."""
+        return cls("cancelled")
 
     @classmethod
     def interrupted(cls) -> "Settlement":

@@ -123,7 +123,10 @@ class Replies:
     async def _connect(self) -> Connection:
         with translated():
             connection = await asyncpg.connect(
-                self._repo.session_dsn, timeout=CONNECT_TIMEOUT, command_timeout=CONNECT_TIMEOUT
+                self._repo.session_dsn,
+                timeout=CONNECT_TIMEOUT,
+                command_timeout=CONNECT_TIMEOUT,
+                server_settings={"application_name": "pgqueuetopia-replies"},
             )
             keep_alive(connection, timeout=CONNECT_TIMEOUT)
             connection.add_termination_listener(lambda _: self._rung.set())

@@ -147,6 +147,13 @@ class Repo:
     async def end_job(self, scope: str, job_id: int, outcome: str) -> str:
         return str(await self._value("end_job", scope, job_id, outcome))
 
+    async def move_job(self, scope: str, job_id: int, queue: str) -> tuple[int | None, str | None]:
+        [row] = await self._fetch("move_job", scope, job_id, queue)
+        return row["id"], row["why_not"]
+
+    async def kill_job(self, job_id: int) -> None:
+        await self._fetch("kill_job", job_id)
+
     async def retry_jobs(self, scope: str, job_id: int | None, queue: str | None) -> int:
         return int(await self._value("retry_jobs", scope, job_id, queue))
 

@@ -25,6 +25,7 @@ from pgqueuetopia.errors import DatabaseUnavailable, Misconfigured
 
 JOBS_CHANNEL = "pgqueuetopia_jobs"
 CONFIGS_CHANNEL = "pgqueuetopia_configs"
+KILL = "kill "
 
 # Prepared when a session opens: a partition between a statement's preparation and its execution would leave
 # the server waiting for the rest, a state in which none of its timeouts but TCP's counts.
@@ -71,6 +72,7 @@ class Session:
         self._front: tuple[list[int] | None, list[datetime] | None] = None, None
         self.sleeping = False
         self.lost = False
+        self._on_kill: Callable[[int], None] = lambda job: None
         self._ping = f"ping {node}"
         self._answered = False
         self._heard_at = 0.0
@@ -86,14 +88,15 @@ class Session:
         on_join: Callable[[], None],
         on_config: Callable[[str], None],
         on_lost: Callable[[], None],
+        on_kill: Callable[[int], None] = lambda job: None,
         timeout: float = 15,
     ) -> "Session":
         """Connect, listen, and be seen by the other nodes.
 
         After `timeout` seconds without a sign of life the server drops the session, and its locks with it.
         The callbacks ring when jobs came in, when another node joined, when a config of the scope changed
-        (with its key), and when the session is lost. Raises DatabaseUnavailable, and Misconfigured where a
-        pooler stands between.
+        (with its key), when the session is lost, and when a job is to be stopped. Raises DatabaseUnavailable,
+        and Misconfigured where a pooler stands between.
         """
         deadlines = Deadlines(timeout)
         # The other nodes read from it when to give this one up (end_stalled).
@@ -106,6 +109,7 @@ class Session:
                 server_settings=SERVER_SETTINGS | deadlines.settings() | name,
             )
         session = cls(connection, scope, node, deadlines)
+        session._on_kill = on_kill
         try:
             await session._prepare(on_jobs, on_join, on_config)
         except BaseException:
@@ -148,6 +152,8 @@ class Session:
             on_join()
         elif payload == self.scope:
             on_jobs()
+        elif payload.startswith(KILL) and payload.removeprefix(KILL).isdecimal():
+            self._on_kill(int(payload.removeprefix(KILL)))
 
     def _hear_config(self, payload: str, on_config: Callable[[str], None]) -> None:
         scope, key = json.loads(payload)

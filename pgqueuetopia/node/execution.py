@@ -27,6 +27,7 @@ from pgqueuetopia.outcome import (
     Failed,
     Failure,
     Interrupted,
+    Killed,
     Ok,
     Outcome,
     Settlement,
@@ -86,6 +87,12 @@ class Execution:
         for run in self._running.values():
             run.stop(Stop.INTERRUPTED)
 
+    def kill(self, job_id: int) -> None:
+        """Cancel a job for good, if it runs here: it ends as cancelled. Not a thread: it would go on."""
+        run = self._running.get(job_id)
+        if run is not None and not run.in_thread:
+            run.stop(Stop.KILLED)
+
     def has_hook(self, one: Ended) -> bool:
         """Whether somebody wants to be told of this outcome, once it has been written."""
         if one.job is None or one.settlement is None:
@@ -142,6 +149,7 @@ class Execution:
         method, arguments = self._performer.bound(job)
         limit = self._limit(job)
         if not inspect.iscoroutinefunction(method):
+            run.in_thread = True
             call = partial(method, *arguments)
             return await self._perform_in_thread(call, job, limit, listener)
         if limit:
@@ -197,6 +205,8 @@ def _outcome_of_a_stop(why: Stop | None, limit: float, error: BaseException) -> 
             return Failed(_timed_out(limit))
         case Stop.INTERRUPTED:
             return Interrupted()
+        case Stop.KILLED:
+            return Killed()
         case None:
             return Failed(_failure_of(error))
 

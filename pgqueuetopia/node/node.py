@@ -147,6 +147,7 @@ class Node:
             on_join=self._join,
             on_config=self._hear_config,
             on_lost=self._bell.ring,
+            on_kill=self._execution.kill,
             timeout=self._plan.session_timeout,
         )
         try:

@@ -9,6 +9,7 @@ class Stop(Enum):
 
     TIMED_OUT = auto()
     INTERRUPTED = auto()
+    KILLED = auto()
 
 
 class Run:
@@ -18,7 +19,7 @@ class Run:
     scope of anyio would interrupt that again and again, and costs five times as much.)
     """
 
-    __slots__ = ("_task", "_timer", "stopped")
+    __slots__ = ("_task", "_timer", "in_thread", "stopped")
 
     def __init__(self) -> None:
         task = asyncio.current_task()
@@ -26,6 +27,7 @@ class Run:
         self._task = task
         self._timer: asyncio.TimerHandle | None = None
         self.stopped: Stop | None = None
+        self.in_thread = False
 
     def limit(self, seconds: float) -> None:
         """Stop it if it has not ended by then."""

@@ -1,10 +1,10 @@
--- A page of jobs by keyset, in the order of creation; null means any.
+-- A page of jobs by keyset, in the order of creation; null means any, and pending all that have not ended.
 select s.*
 from pgqueuetopia.job_states s
 where s.scope = $1::text
   and ($2::text is null or s.queue = $2)
   and ($3::text is null or s.action = $3)
-  and ($4::text is null or s.state = $4)
+  and ($4::text is null or s.state = $4 or ($4 = 'pending' and s.done_at is null))
   and (
     $5::text is null
     or strpos(s.queue, $5) > 0
