@@ -189,6 +189,8 @@ async def test_an_operator_cancels_retries_abandons_and_pauses(roles: Roles) -> 
         await app.configs.delete("q_suspended")
         with pytest.raises(AccessDenied):
             await app.create_job("q", "a")
+        with pytest.raises(AccessDenied):
+            await app.move(first, "other")
 
 
 HOSTILE = """
