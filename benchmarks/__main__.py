@@ -10,7 +10,18 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import creating, endurance, failover, flatness, floor, idle, latency, peers, throughput
+from benchmarks import (
+    creating,
+    endurance,
+    failover,
+    flatness,
+    floor,
+    idle,
+    latency,
+    peers,
+    throughput,
+    waking,
+)
 from benchmarks.figures import Figure
 from benchmarks.server import Server, a_server
 
@@ -19,6 +30,7 @@ Benchmark = Callable[[Server, Callable[[str], None]], Awaitable[list[Figure]]]
 BENCHMARKS: dict[str, Benchmark] = {
     "throughput": throughput.measure,
     "latency": latency.measure,
+    "waking": waking.measure,
     "failover": failover.measure,
     "flatness": flatness.measure,
     "floor": floor.measure,

@@ -20,6 +20,8 @@ from tests.support import eventually
 SAMPLES = 300
 # In seconds: a node that has had nothing to do for that long is asleep.
 IDLE = 0.1
+RATE = 1_000
+LOAD_SECONDS = 5
 
 
 async def measure(server: Server, tell: Callable[[str], None]) -> list[Figure]:
@@ -30,10 +32,14 @@ async def measure(server: Server, tell: Callable[[str], None]) -> list[Figure]:
     async with server.database() as dsn, _a_node(dsn) as (app, node):
         tell(f"one queue of {SAMPLES} jobs")
         gaps = await _gaps(app, node)
+    async with server.database() as dsn, _a_node(dsn) as (app, node):
+        tell(f"{RATE:,} jobs a second, for {LOAD_SECONDS} s")
+        under_load = await _under_load(app, node)
     return [
         latencies("idle node: from create_job's return to the start", from_return),
         latencies("idle node: from create_job's call to the start", from_call),
         latencies("from the end of a job to the start of the next in its queue", gaps),
+        latencies(f"under {RATE:,} jobs/s: from create_job's return to the start", under_load),
     ]
 
 
@@ -73,5 +79,23 @@ async def _gaps(app: Queuetopia, node: NodeProcess) -> list[float]:
     return [after.start - (before.end or 0) for before, after in pairwise(runs)]
 
 
-async def _until_all_ran(node: NodeProcess) -> None:
-    await eventually(lambda: sum(run.end is not None for run in node.runs) == SAMPLES)
+async def _under_load(app: Queuetopia, node: NodeProcess) -> list[float]:
+    """Each job by a create_job of its own, ten at a time, a hundred times a second."""
+    returned: dict[int, float] = {}
+
+    async def create(n: int) -> None:
+        job = await app.create_job(f"q{n % 1000}", "work")
+        returned[job.id] = time.monotonic()
+
+    async with anyio.create_task_group() as tasks:
+        begun = time.monotonic()
+        for n in range(RATE * LOAD_SECONDS):
+            if n % 10 == 0:
+                await anyio.sleep(max(begun + n / RATE - time.monotonic(), 0))
+            tasks.start_soon(create, n)
+    await _until_all_ran(node, len(returned))
+    return [max(run.start - returned[run.job], 0.0) for run in node.runs]
+
+
+async def _until_all_ran(node: NodeProcess, jobs: int = SAMPLES) -> None:
+    await eventually(lambda: sum(run.end is not None for run in node.runs) == jobs)
