@@ -5,14 +5,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import TypeAlias
 
 import asyncpg
 import pytest
 
+from examples.config_listener import Api, Mails, an_api
 from examples.demo import checks, mails
+from pgqueuetopia import Repo
 from pgqueuetopia.db import migrations
+from tests.support import eventually
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -131,3 +136,29 @@ async def test_the_demo_finds_a_promise_that_was_broken(played: Connection, prom
 
 async def broken_promises(connection: Connection) -> list[str]:
     return [promise for promise, culprits in (await checks.broken(connection)).items() if culprits]
+
+
+async def test_the_config_listener_stops_every_instance_whoever_sets_the_config(
+    dsn: str, connection: Connection
+) -> None:
+    one, two = [Mails(repo=Repo(dsn)) for _ in range(2)]
+    async with an_api(one) as here, an_api(two) as there:
+        assert await here.post_mails(["ada", "grace"]) == HTTPStatus.ACCEPTED
+        await connection.execute(
+            "insert into pgqueuetopia.job_configs (scope, key, value) values ('*', 'accept_mails', 'false')"
+        )
+        for api in (here, there):
+            await eventually(partial(answers, api, HTTPStatus.SERVICE_UNAVAILABLE))
+        queued = (await one.list_jobs()).total
+        assert await there.post_mails(["ada"]) == HTTPStatus.SERVICE_UNAVAILABLE
+        assert (await one.list_jobs()).total == queued
+        await one.configs.set("accept_mails", "true")
+        await one.configs.set("mails_per_request", "1")
+        for api in (here, there):
+            await eventually(partial(answers, api, HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
+    await one.close()
+    await two.close()
+
+
+async def answers(api: Api, status: HTTPStatus) -> bool:
+    return await api.post_mails(["ada", "grace"]) == status

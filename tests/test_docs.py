@@ -1,0 +1,27 @@
+"""The examples of the documentation are run."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pgqueuetopia import Moved, Repo, Retrying
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def program(page: str) -> dict[str, Any]:
+    """What the examples of a page define, one after the other."""
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL):
+        exec(block, names)
+    return names
+
+
+async def test_what_the_page_on_jobs_says_is_so(dsn: str) -> None:
+    names = program("jobs.md")
+    images = names["Images"](repo=Repo(dsn))
+    async with images.running():
+        assert await names["a_broken_image"](images) == [Retrying("broken")] * 3 + [Moved("dead")]
+        await images.suspend()
+        await names["by_hand"](images)
+    await images.close()
