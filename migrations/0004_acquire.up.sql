@@ -190,9 +190,10 @@ begin
 end
 $$;
 
--- Remove the rows that came in behind jobs that run on, as acquire does.
+-- Remove the rows that came in behind jobs that run on, as acquire does, and those of the queues from which this step
+-- has claimed: what its snapshot sees was seen by the look, too.
 create function pgqueuetopia.tidy(
-  p_scope text, p_running text[], p_claimed_at timestamptz[]
+  p_scope text, p_running text[], p_claimed_at timestamptz[], p_claimed text[], p_snapshot text
 ) returns void
 language sql
 as $$
@@ -203,6 +204,16 @@ as $$
     cross join lateral (
       select r.id from pgqueuetopia.run_queue r
       where r.scope = p_scope and r.queue = o.queue and not r.taken and r.ready_at > o.claimed_at
+      offset 0
+      for update skip locked
+    ) r
+    union all
+    select r.id
+    from unnest(p_claimed) c (queue)
+    cross join lateral (
+      select r.id from pgqueuetopia.run_queue r
+      where r.scope = p_scope and r.queue = c.queue and not r.taken
+        and pg_visible_in_snapshot(r.xid, p_snapshot::pg_snapshot)
       offset 0
       for update skip locked
     ) r

@@ -179,7 +179,9 @@ begin
         ) c;
       end if;
       if p_rescue then
-        perform pgqueuetopia.tidy(p_scope, p_running, p_claimed_at);
+        perform pgqueuetopia.tidy(
+          p_scope, p_running, p_claimed_at, array(select c.queue from unnest(claimed) c), snapshot
+        );
       end if;
       careful := cardinality(busy) > 0 or v_skipped or v_skipped_too;
       priorities := coalesce(v_priorities, priorities);

@@ -107,6 +107,13 @@ MUTANTS = [
         f"{RACES}::test_a_job_that_comes_in_ahead_while_steps_pass_is_the_next",
     ),
     Mutant(
+        "the rows of a queue that goes on and on pile up",
+        STEP,
+        "array(select c.queue from unnest(claimed) c), snapshot",
+        "'{}', snapshot",
+        f"{RACES}::test_the_rows_of_a_queue_that_goes_on_and_on_do_not_pile_up",
+    ),
+    Mutant(
         "what was under way when a queue was looked at is not looked for",
         CLAIM,
         "from pg_snapshot_xip(a.snapshot) x (xid)",

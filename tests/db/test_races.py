@@ -481,6 +481,23 @@ async def test_a_second_row_of_a_held_queue_is_surplus(
         assert await connection.fetchval("select count(*) from pgqueuetopia.run_queue") == 1
 
 
+@pytest.mark.parametrize("room", [1, 10])
+async def test_the_rows_of_a_queue_that_goes_on_and_on_do_not_pile_up(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", room: int
+) -> None:
+    """It is never let go, for it is never empty when its job has ended."""
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        await app.create_jobs([{"queue": "q", "action": "a"}] * 2)
+        stepped = await look(a)
+        for number in range(30):
+            await app.create_job("q", "a")
+            [claimed] = stepped.claimed
+            ended = Ended("q", claimed, SUCCEEDED, snapshot=stepped.snapshot)
+            stepped = await look(a, ended, room=room, over=number % 3 == 2)
+        assert len(stepped.claimed) == 1
+        assert await connection.fetchval("select count(*) from pgqueuetopia.run_queue") <= 2 + 3
+
+
 async def test_rows_behind_a_running_job_are_tidied_even_by_a_node_that_is_full(
     dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
