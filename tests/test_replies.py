@@ -100,6 +100,7 @@ async def test_a_job_that_is_interrupted_or_snoozed_tells_nothing(dsn: str) -> N
         assert await app.reply(job) == Ok("done")
 
 
+@pytest.mark.slow
 async def test_many_wait_at_once_over_one_connection(
     dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
@@ -107,7 +108,7 @@ async def test_many_wait_at_once_over_one_connection(
     told: list[object] = []
 
     async def ask(app: Queuetopia, job: Job) -> None:
-        told.append(await app.reply(job, timeout=60))
+        told.append(await app.reply(job, timeout=120))
 
     async with an_app(dsn, Recorder(lambda job: let_go.wait()), concurrency=500) as app, app.running():
         jobs = await app.create_jobs({"queue": f"q{n}", "action": "a", "reply": True} for n in range(10_000))
@@ -117,7 +118,7 @@ async def test_many_wait_at_once_over_one_connection(
             # The one of the test before may need a moment to be gone.
             await eventually(lambda: has_one_listener(connection))
             let_go.set()
-            await eventually(lambda: len(told) > 5_000)
+            await eventually(lambda: len(told) > 1_000, within=60)
             assert await has_one_listener(connection)
     assert told == [Ok(None)] * 10_000
 
