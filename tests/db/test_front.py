@@ -7,7 +7,8 @@ import asyncpg
 import pytest
 
 from pgqueuetopia.db.session import Session
-from tests.db.test_statements import read
+from tests.db.test_statements import are_alone, read
+from tests.support import eventually
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -101,6 +102,7 @@ async def test_dead_rows_that_nobody_may_remove_are_passed_once(
         await connection.execute(CHURN)
         await connection.execute(INSERT, "a", 0)
         assert await claimed(session) == ["a"]
+        await eventually(lambda: are_alone(connection, holder, session._connection))
         entries = await entries_read(session)
         for number in range(10):
             await connection.execute(INSERT, f"b{number}", 0)

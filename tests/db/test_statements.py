@@ -58,7 +58,7 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
     if analysed == "now":
         await connection.execute("analyze pgqueuetopia.jobs, pgqueuetopia.run_queue")
     # What a session has read is counted when it ends: those of the test before may not have ended yet.
-    await eventually(lambda: no_others(connection, node))
+    await eventually(lambda: are_alone(connection, node))
     before = await read(node)
     claimed = (
         await node.fetch(
@@ -91,11 +91,9 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
     assert after[1] - before[1] < 150 * 40, "index entries read for 150 jobs; one scan of a table is 20,000"
 
 
-async def no_others(
-    connection: "asyncpg.Connection[asyncpg.Record]", node: "asyncpg.Connection[asyncpg.Record]"
-) -> bool:
-    ours = [connection.get_server_pid(), node.get_server_pid()]
-    return not await connection.fetch(OTHERS, ours)
+async def are_alone(*ours: "asyncpg.Connection[asyncpg.Record]") -> bool:
+    """Whether nobody else is connected to the database."""
+    return not await ours[0].fetch(OTHERS, [one.get_server_pid() for one in ours])
 
 
 async def read(node: "asyncpg.Connection[asyncpg.Record]") -> tuple[int, int]:
