@@ -76,26 +76,38 @@ begin
   -- failpoint: before look
   with asked as materialized (
     select
-      q.queue, q.place as after_at, q.id as after_id, coalesce(q.snapshot, '1:1:')::pg_snapshot as snapshot,
+      q.queue, q.place as after_at, q.id as after_id,
+      pg_snapshot_xmax(coalesce(q.snapshot, '1:1:')::pg_snapshot) as xmax,
+      -- Most snapshots see nobody at work: then there is nothing to be unpacked.
+      case when q.snapshot not like '%:' then string_to_array(split_part(q.snapshot, ':', 3), ',')::xid8[] end
+        as running,
       q.queue = any (p_avoid)
       or (p_over and row_number() over (order by q.n) > p_spare) as yields
     from unnest(p_queues, p_ids, p_places, p_snapshots) with ordinality as q (queue, id, place, snapshot, n)
     where (q.queue = any (p_yielding)) = p_over
     union all
-    select q.queue, null, null, null, false from unnest(p_acquired) q (queue)
+    select q.queue, null, null, null, null, false from unnest(p_acquired) q (queue)
   ),
   ahead as materialized (
     select a.queue, e.id
     from asked a
     cross join lateral (
-      select e.id, e.ready_at, e.taken from pgqueuetopia.run_queue e
-      where e.scope = p_scope and e.queue = a.queue and e.xid >= pg_snapshot_xmax(a.snapshot)
-      union all
-      select e.id, e.ready_at, e.taken from pgqueuetopia.run_queue e
-      where e.scope = p_scope and e.queue = a.queue
-        and e.xid = any (array(select x.xid from pg_snapshot_xip(a.snapshot) x (xid)))
+      select e.id from pgqueuetopia.run_queue e
+      where e.scope = p_scope and e.queue = a.queue and e.xid >= a.xmax
+        and e.ready_at <= a.after_at and not e.taken
+      offset 0
     ) e
-    where e.ready_at <= a.after_at and not e.taken
+    where a.after_at is not null
+    union all
+    select a.queue, e.id
+    from asked a
+    cross join lateral (
+      select e.id from pgqueuetopia.run_queue e
+      where e.scope = p_scope and e.queue = a.queue and e.xid = any (a.running)
+        and e.ready_at <= a.after_at and not e.taken
+      offset 0
+    ) e
+    where a.running is not null
   ),
   seen as (
     delete from pgqueuetopia.run_queue q
