@@ -110,7 +110,7 @@ class Page(list[Job]):
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """A new job that was checked: what goes to the database."""
+    """A new job that was checked: what goes to the database, in the order of create_job.sql."""
 
     queue: str
     action: str

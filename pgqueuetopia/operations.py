@@ -5,9 +5,11 @@ from typing import Any
 
 import anyio
 
+from pgqueuetopia.db.replies import Replies
 from pgqueuetopia.db.repo import Repo
-from pgqueuetopia.errors import InvalidJob, JobNotFound
-from pgqueuetopia.job import Job, Page, name_faults
+from pgqueuetopia.errors import InvalidJob, JobNotFound, NoReply
+from pgqueuetopia.job import Job, Page, Seconds, as_timedelta, name_faults
+from pgqueuetopia.outcome import Reply
 from pgqueuetopia.status import BlockedQueue, Cancelled, Status
 
 FILTER_PAGE = 1_000
@@ -21,6 +23,7 @@ class Operations:
 
     repo: Repo
     scope: str
+    _replies: Replies
 
     async def status(self, queue: str | None = None) -> Status:
         """The pending jobs of this scope, or of one queue, counted by state; suspension; the nodes."""
@@ -81,6 +84,19 @@ class Operations:
                 if isinstance(condition, str) or _meets(job, condition):
                     yield job
             after = page[-1].id if len(page) == FILTER_PAGE else None
+
+    async def reply(self, job: Job | int, *, timeout: Seconds = 5) -> Reply | None:
+        """What became of a job created with `reply=True`: the reply after the one that was read last.
+
+        One for each attempt that tells something, in order: Ok(result), Retrying(error), Moved(queue) or
+        Err(error) (Honeydew's yield); None after `timeout` seconds. Any process may ask; each instance begins
+        with the first reply. Replies are kept as long as the job is, an hour at least. Raises NoReply,
+        JobNotFound, DatabaseUnavailable.
+        """
+        found = job if isinstance(job, Job) else await self.get_job(job)
+        if not found.reply:
+            raise NoReply(f"Job {found.id} has no replies: create it with create_job(..., reply=True).")
+        return await self._replies.next(found.moved_from or found.id, as_timedelta(timeout).total_seconds())
 
     async def cancel(self, job: Job | int, *, kill: bool = False) -> Cancelled:
         """End a job that has not ended and does not run: OK, IN_PROGRESS or NOT_FOUND.

@@ -6,32 +6,28 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Self
 
 import anyio
 import structlog
-from pydantic import BaseModel
 
 from pgqueuetopia import options
+from pgqueuetopia.creating import Creating
 from pgqueuetopia.db.configs import Configs, merged
-from pgqueuetopia.db.driver import AnyConnection
 from pgqueuetopia.db.replies import Replies
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.sharing import SharedCommits
-from pgqueuetopia.errors import InvalidJob, Misconfigured, NoReply
+from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.failure import FailurePolicy, OnExhausted
-from pgqueuetopia.job import Job, NewJob, Seconds, as_timedelta, checked
-from pgqueuetopia.modes import FailureMode, SuccessMode, stored
+from pgqueuetopia.job import Seconds, as_timedelta
+from pgqueuetopia.modes import FailureMode, SuccessMode
 from pgqueuetopia.node.leaving import until_told_to_stop
 from pgqueuetopia.node.node import Node
 from pgqueuetopia.node.plan import Pause, Plan
 from pgqueuetopia.operations import Operations
-from pgqueuetopia.outcome import Reply
-from pgqueuetopia.performer import Performer
 from pgqueuetopia.settings import Settings
 
 log = structlog.get_logger("pgqueuetopia")
@@ -39,7 +35,7 @@ log = structlog.get_logger("pgqueuetopia")
 DRAINED_LOOK = 0.05
 
 
-class Queuetopia(Operations):
+class Queuetopia(Creating, Operations):
     """Subclass it with a `repo` and a `performer`; the class's name is its scope on the database.
 
     Every setting can be a class attribute or an argument of the constructor: `repo`, `performer`, `scope`,
@@ -47,7 +43,6 @@ class Queuetopia(Operations):
     Misconfigured for a setting that is unknown or cannot work.
     """
 
-    performer: Performer | None = None
     settings: Settings = Settings()
 
     poll_interval: Seconds = 60
@@ -87,89 +82,6 @@ class Queuetopia(Operations):
             self.repo = Repo()
         if isinstance(self.settings, type):
             self.settings = self.settings()
-
-    # Creating
-
-    async def create_job(
-        self,
-        queue: str,
-        action: str,
-        params: Mapping[str, Any] | BaseModel | None = None,
-        *,
-        scheduled_at: datetime | timedelta | None = None,
-        timeout: Seconds = 60,
-        max_backoff: Seconds = 86_400,
-        max_attempts: int = 20,
-        priority: int = 0,
-        failure_mode: FailureMode | None = None,
-        reply: bool = False,
-        conn: AnyConnection | None = None,
-    ) -> Job:
-        """Store a job; its queue exists from then on. Returns the job as stored.
-
-        `scheduled_at` is an aware datetime or a timedelta from now; `timeout` (0: none) and `max_backoff` are
-        seconds or timedelta; `max_attempts` counts all runs. `failure_mode` (Abandon, Move, Retry or
-        ExponentialRetry) is the job's own; with `reply` it can be asked for replies. With `conn` the job is
-        part of the caller's transaction: rolled back, it never existed. Without it, what other tasks of this
-        process create at the same time is committed together, in the order of the calls. Raises InvalidJob,
-        before anything is sent, with all that is wrong; NotMigrated, AccessDenied, DatabaseUnavailable.
-        """
-        job = NewJob(
-            queue,
-            action,
-            params if params is not None else {},
-            scheduled_at,
-            timeout,
-            max_backoff,
-            max_attempts,
-            priority,
-            failure_mode,
-            reply,
-        )
-        row = checked(_storable(job), self._refusal)
-        if conn is None:
-            return await self._shared.create(row)
-        return await self.repo.create_job(self.scope, row, conn)
-
-    async def try_create_job(self, *arguments: Any, **options: Any) -> Job | InvalidJob:
-        """create_job that returns InvalidJob instead of raising it (PgQueuetopia's create_job)."""
-        try:
-            return await self.create_job(*arguments, **options)
-        except InvalidJob as error:
-            return error
-
-    async def create_jobs(
-        self, jobs: Iterable[NewJob | Mapping[str, Any]], *, conn: AnyConnection | None = None
-    ) -> list[Job]:
-        """Store many jobs in one statement, all or nothing, in the order given.
-
-        Each is a NewJob or a dict of create_job's arguments. Raises InvalidJob with the faults of all.
-        """
-        rows, faults = [], []
-        for index, given in enumerate(jobs):
-            try:
-                rows.append(checked(_storable(_new_job(given)), self._refusal))
-            except InvalidJob as error:
-                faults += [f"job {index}: {fault}" for fault in error.faults]
-        if faults:
-            raise InvalidJob(faults)
-        return await self.repo.create_jobs(self.scope, rows, conn) if rows else []
-
-    async def reply(self, job: Job | int, *, timeout: Seconds = 5) -> Reply | None:
-        """What became of a job created with `reply=True`: the reply after the one that was read last.
-
-        One for each attempt that tells something, in order: Ok(result), Retrying(error), Moved(queue) or
-        Err(error) (Honeydew's yield); None after `timeout` seconds. Any process may ask; each instance begins
-        with the first reply. Replies are kept as long as the job is, an hour at least. Raises NoReply,
-        JobNotFound, DatabaseUnavailable.
-        """
-        found = job if isinstance(job, Job) else await self.get_job(job)
-        if not found.reply:
-            raise NoReply(f"Job {found.id} has no replies: create it with create_job(..., reply=True).")
-        return await self._replies.next(found.moved_from or found.id, as_timedelta(timeout).total_seconds())
-
-    def _refusal(self, action: str, params: object) -> list[str]:
-        return self.performer.faults(action, params) if self.performer else []
 
     # Running
 
@@ -303,25 +215,6 @@ class Queuetopia(Operations):
         self.settings, faults = self.settings.updated(merged(configs))
         for key, fault in faults.items():
             self._log.warning("config_refused", key=key, error=fault)
-
-
-def _new_job(given: NewJob | Mapping[str, Any]) -> NewJob:
-    if isinstance(given, NewJob):
-        return given
-    try:
-        return NewJob(**given)
-    except TypeError as error:
-        raise InvalidJob([str(error).replace("NewJob.__init__() ", "")]) from None
-
-
-def _storable(job: NewJob) -> NewJob:
-    """The same job, its failure mode as it is stored."""
-    if job.failure_mode is None:
-        return job
-    try:
-        return replace(job, failure_mode=stored(job.failure_mode))
-    except Misconfigured as error:
-        raise InvalidJob([f"failure_mode: {error}"]) from None
 
 
 def _suspension(queue: str | None) -> str:

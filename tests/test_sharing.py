@@ -29,6 +29,23 @@ where not granted
 COMMITS = "select count(distinct xmin::text) from pgqueuetopia.jobs"
 
 
+@pytest.fixture
+async def locked(connection: Connection) -> AsyncIterator[Connection]:
+    """The table of jobs is locked until the test commits."""
+    async with connection.transaction():
+        await connection.execute("lock table pgqueuetopia.jobs in exclusive mode")
+        yield connection
+
+
+async def under_way(dsn: str, *creations: Awaitable[Job]) -> "list[asyncio.Task[Job]]":
+    """Jobs being created at once, in a statement that waits for the lock."""
+    tasks = [asyncio.ensure_future(creation) for creation in creations]
+    observer = await asyncpg.connect(dsn)
+    await eventually(lambda: observer.fetchval(WAITING))
+    await observer.close()
+    return tasks
+
+
 async def together(creations: Sequence[Awaitable[Job]]) -> list[Job | BaseException]:
     return await asyncio.gather(*creations, return_exceptions=True)
 
@@ -59,25 +76,16 @@ async def test_jobs_created_at_once_keep_the_order_of_the_calls(dsn: str) -> Non
 
 
 async def test_what_comes_while_a_commit_is_under_way_goes_with_the_next(
-    dsn: str, connection: Connection
+    dsn: str, locked: Connection
 ) -> None:
     """The table is locked until all have asked: the first travels alone, the others together."""
-    async with an_app(dsn) as app, connection.transaction():
-        await connection.execute("lock table pgqueuetopia.jobs in exclusive mode")
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(app.create_job("q", "a"))
-            await _until_somebody_waits(dsn)
-            for _ in range(20):
-                tasks.create_task(app.create_job("q", "a"))
-            await asyncio.sleep(0)
-            await connection.execute("commit; begin")
-    assert await connection.fetchval(COMMITS) == 2
-
-
-async def _until_somebody_waits(dsn: str) -> None:
-    observer = await asyncpg.connect(dsn)
-    await eventually(lambda: observer.fetchval(WAITING))
-    await observer.close()
+    async with an_app(dsn) as app:
+        creations = await under_way(dsn, app.create_job("q", "a"))
+        creations += [asyncio.create_task(app.create_job("q", "a")) for _ in range(20)]
+        await asyncio.sleep(0)
+        await locked.execute("commit; begin")
+        await together(creations)
+    assert await locked.fetchval(COMMITS) == 2
 
 
 @pytest.mark.usefixtures("refusing")
@@ -97,30 +105,26 @@ async def test_invalid_jobs_are_told_before_anything_is_shared(dsn: str) -> None
 
 
 async def test_a_caller_that_is_cancelled_before_its_job_travels_has_created_nothing(
-    dsn: str, connection: Connection
+    dsn: str, locked: Connection
 ) -> None:
-    async with an_app(dsn) as app, connection.transaction():
-        await connection.execute("lock table pgqueuetopia.jobs in exclusive mode")
-        first = asyncio.create_task(app.create_job("q", "first"))
-        await _until_somebody_waits(dsn)
+    async with an_app(dsn) as app:
+        [first] = await under_way(dsn, app.create_job("q", "first"))
         second, third = (asyncio.create_task(app.create_job("q", name)) for name in ("second", "third"))
         await asyncio.sleep(0)
         second.cancel()
-        await connection.execute("commit; begin")
+        await locked.execute("commit; begin")
         await asyncio.wait([first, second, third])
         assert second.cancelled()
         assert [job.action for job in await app.list_jobs()] == ["first", "third"]
 
 
 async def test_a_caller_that_is_cancelled_while_its_job_travels_takes_nobody_along(
-    dsn: str, connection: Connection
+    dsn: str, locked: Connection
 ) -> None:
-    async with an_app(dsn) as app, connection.transaction():
-        await connection.execute("lock table pgqueuetopia.jobs in exclusive mode")
-        first, second = (asyncio.create_task(app.create_job("q", name)) for name in ("first", "second"))
-        await _until_somebody_waits(dsn)
+    async with an_app(dsn) as app:
+        first, second = await under_way(dsn, *(app.create_job("q", name) for name in ("first", "second")))
         first.cancel()
-        await connection.execute("commit; begin")
+        await locked.execute("commit; begin")
         assert (await second).action == "second"
         assert first.cancelled()
 
@@ -140,13 +144,11 @@ async def test_a_statement_carries_no_more_than_it_should(dsn: str, connection: 
 
 
 async def test_after_a_loop_that_ended_all_its_tasks_jobs_are_created_again(
-    dsn: str, connection: Connection
+    dsn: str, locked: Connection
 ) -> None:
     """As asyncio.run does at its end; those that still wait are cancelled, too."""
-    async with an_app(dsn) as app, connection.transaction():
-        await connection.execute("lock table pgqueuetopia.jobs in exclusive mode")
-        first = asyncio.create_task(app.create_job("q", "first"))
-        await _until_somebody_waits(dsn)
+    async with an_app(dsn) as app:
+        [first] = await under_way(dsn, app.create_job("q", "first"))
         second = asyncio.create_task(app.create_job("q", "second"))
         await asyncio.sleep(0)
         [sending] = [task for task in asyncio.all_tasks() if task.get_name() == "pgqueuetopia create_job"]
@@ -154,5 +156,5 @@ async def test_after_a_loop_that_ended_all_its_tasks_jobs_are_created_again(
         await asyncio.wait([first, second], timeout=10)
         assert first.cancelled()
         assert second.cancelled()
-        await connection.execute("commit; begin")
+        await locked.execute("commit; begin")
         assert (await app.create_job("q", "third")).action == "third"

@@ -92,22 +92,8 @@ class Repo:
             return self._pool
 
     async def create_job(self, scope: str, job: JobRow, conn: AnyConnection | None = None) -> Job:
-        [stored] = await self._fetch(
-            "create_job",
-            scope,
-            job.queue,
-            job.action,
-            job.params,
-            job.priority,
-            job.timeout,
-            job.max_backoff,
-            job.max_attempts,
-            job.scheduled_at,
-            job.delay,
-            job.failure_mode,
-            job.reply,
-            conn=conn,
-        )
+        columns = [column[0] for column in rows.columns_of([job])]
+        [stored] = await self._fetch("create_job", scope, *columns, conn=conn)
         return rows.created_job(scope, job, stored)
 
     async def create_jobs(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +15,6 @@ from pgqueuetopia.outcome import Failure
 NEVER = datetime.max.replace(tzinfo=UTC)
 LONGEST_MESSAGE = 2_000
 LONGEST_TRACEBACK = 8_000
-
 
 # The columns of pgqueuetopia.claimed_job, in their order, and what is known of a job that was just claimed.
 CLAIMED = (
@@ -98,21 +98,8 @@ def created_job(scope: str, row: JobRow, stored: asyncpg.Record) -> Job:
 
 
 def columns_of(rows: Sequence[JobRow]) -> list[list[Any]]:
-    """New jobs as one array for each column, in the order of create_jobs.sql."""
-    names = (
-        "queue",
-        "action",
-        "params",
-        "priority",
-        "timeout",
-        "max_backoff",
-        "max_attempts",
-        "scheduled_at",
-        "delay",
-        "failure_mode",
-        "reply",
-    )
-    return [[getattr(row, name) for row in rows] for name in names]
+    """New jobs as one array for each column, in the order of JobRow and create_jobs.sql."""
+    return [[getattr(row, one.name) for row in rows] for one in fields(JobRow)]
 
 
 def loaded(text: Any) -> Any:

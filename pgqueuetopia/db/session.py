@@ -61,7 +61,14 @@ SERVER_SETTINGS = {
 class Session:
     """One node on the database. Any error means that the session, and every lock it held, is lost."""
 
-    def __init__(self, connection: Connection, scope: str, node: str, deadlines: Deadlines) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        scope: str,
+        node: str,
+        deadlines: Deadlines,
+        on_kill: Callable[[int], None],
+    ) -> None:
         self.deadlines = deadlines
         self.scope = scope
         self.node = node
@@ -72,7 +79,7 @@ class Session:
         self._front: tuple[list[int] | None, list[datetime] | None] = None, None
         self.sleeping = False
         self.lost = False
-        self._on_kill: Callable[[int], None] = lambda job: None
+        self._on_kill = on_kill
         self._ping = f"ping {node}"
         self._answered = False
         self._heard_at = 0.0
@@ -108,8 +115,7 @@ class Session:
                 command_timeout=deadlines.client,
                 server_settings=SERVER_SETTINGS | deadlines.settings() | name,
             )
-        session = cls(connection, scope, node, deadlines)
-        session._on_kill = on_kill
+        session = cls(connection, scope, node, deadlines, on_kill)
         try:
             await session._prepare(on_jobs, on_join, on_config)
         except BaseException:

@@ -5,7 +5,7 @@ import inspect
 import json
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -93,22 +93,19 @@ class Execution:
         if run is not None and not run.in_thread:
             run.stop(Stop.KILLED)
 
-    def has_hook(self, one: Ended) -> bool:
-        """Whether somebody wants to be told of this outcome, once it has been written."""
-        if one.job is None or one.settlement is None:
-            return False
-        if one.settlement.failure is not None:
-            return type(self._performer).handle_failed_job is not Performer.handle_failed_job
-        return one.settlement.outcome == "succeeded" and self._success_mode is not None
+    def hook(self, one: Ended) -> Coroutine[Any, Any, None] | None:
+        """What is to be called once this outcome has been written: handle_failed_job, or the success mode.
 
-    async def tell(self, one: Ended) -> None:
-        """Call handle_failed_job, or the success mode; what they raise is logged."""
+        None where nobody wants to be told. What they raise is logged.
+        """
         if one.job is None or one.settlement is None:
-            return
+            return None
         if one.settlement.failure is not None:
-            await self._failed(one.job)
-        elif self._success_mode is not None:
-            await self._succeeded(self._success_mode, one.job, one.settlement, one.run_time)
+            wanted = type(self._performer).handle_failed_job is not Performer.handle_failed_job
+            return self._failed(one.job) if wanted else None
+        if one.settlement.outcome == "succeeded" and self._success_mode is not None:
+            return self._succeeded(self._success_mode, one.job, one.settlement, one.run_time)
+        return None
 
     async def _failed(self, job: Job) -> None:
         try:

@@ -222,8 +222,8 @@ class Node:
         jobs.create_task(self._execution.run(job, listener), name=f"job {job.id}")
 
     def _after_save(self, jobs: asyncio.TaskGroup, one: Ended) -> None:
-        if self._execution.has_hook(one):
-            jobs.create_task(self._execution.tell(one), name=f"hook of {one.job and one.job.id}")
+        if (hook := self._execution.hook(one)) is not None:
+            jobs.create_task(hook, name=f"hook of {one.job and one.job.id}")
 
     def _hear_config(self, key: str) -> None:
         self._configs_changed = True

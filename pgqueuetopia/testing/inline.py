@@ -95,8 +95,8 @@ class _Line:
             await self._execution.run(job, listener)
             saved = await app.repo.persist(app.scope, settlement_columns(listener.ended, NODE), keep=True)
         for one in listener.ended if saved else ():
-            if self._execution.has_hook(one):
-                await self._execution.tell(one)
+            if (hook := self._execution.hook(one)) is not None:
+                await hook
         return await app.repo.get_job(app.scope, job_id) or job
 
 

@@ -1,0 +1,112 @@
+"""Creating jobs."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import BaseModel
+
+from pgqueuetopia.db.driver import AnyConnection
+from pgqueuetopia.db.repo import Repo
+from pgqueuetopia.db.sharing import SharedCommits
+from pgqueuetopia.errors import InvalidJob, Misconfigured
+from pgqueuetopia.job import Job, NewJob, Seconds, checked
+from pgqueuetopia.modes import FailureMode, stored
+from pgqueuetopia.performer import Performer
+
+
+class Creating:
+    """What whoever has work to give does with a Queuetopia."""
+
+    repo: Repo
+    scope: str
+    performer: Performer | None = None
+    _shared: SharedCommits
+
+    async def create_job(
+        self,
+        queue: str,
+        action: str,
+        params: Mapping[str, Any] | BaseModel | None = None,
+        *,
+        scheduled_at: datetime | timedelta | None = None,
+        timeout: Seconds = 60,
+        max_backoff: Seconds = 86_400,
+        max_attempts: int = 20,
+        priority: int = 0,
+        failure_mode: FailureMode | None = None,
+        reply: bool = False,
+        conn: AnyConnection | None = None,
+    ) -> Job:
+        """Store a job; its queue exists from then on. Returns the job as stored.
+
+        `scheduled_at` is an aware datetime or a timedelta from now; `timeout` (0: none) and `max_backoff` are
+        seconds or timedelta; `max_attempts` counts all runs. `failure_mode` (Abandon, Move, Retry or
+        ExponentialRetry) is the job's own; with `reply` it can be asked for replies. With `conn` the job is
+        part of the caller's transaction: rolled back, it never existed. Without it, what other tasks of this
+        process create at the same time is committed together, in the order of the calls. Raises InvalidJob,
+        before anything is sent, with all that is wrong; NotMigrated, AccessDenied, DatabaseUnavailable.
+        """
+        job = NewJob(
+            queue,
+            action,
+            params if params is not None else {},
+            scheduled_at,
+            timeout,
+            max_backoff,
+            max_attempts,
+            priority,
+            failure_mode,
+            reply,
+        )
+        row = checked(_storable(job), self._refusal)
+        if conn is None:
+            return await self._shared.create(row)
+        return await self.repo.create_job(self.scope, row, conn)
+
+    async def try_create_job(self, *arguments: Any, **options: Any) -> Job | InvalidJob:
+        """create_job that returns InvalidJob instead of raising it (PgQueuetopia's create_job)."""
+        try:
+            return await self.create_job(*arguments, **options)
+        except InvalidJob as error:
+            return error
+
+    async def create_jobs(
+        self, jobs: Iterable[NewJob | Mapping[str, Any]], *, conn: AnyConnection | None = None
+    ) -> list[Job]:
+        """Store many jobs in one statement, all or nothing, in the order given.
+
+        Each is a NewJob or a dict of create_job's arguments. Raises InvalidJob with the faults of all.
+        """
+        rows, faults = [], []
+        for index, given in enumerate(jobs):
+            try:
+                rows.append(checked(_storable(_new_job(given)), self._refusal))
+            except InvalidJob as error:
+                faults += [f"job {index}: {fault}" for fault in error.faults]
+        if faults:
+            raise InvalidJob(faults)
+        return await self.repo.create_jobs(self.scope, rows, conn) if rows else []
+
+    def _refusal(self, action: str, params: object) -> list[str]:
+        return self.performer.faults(action, params) if self.performer else []
+
+
+def _new_job(given: NewJob | Mapping[str, Any]) -> NewJob:
+    if isinstance(given, NewJob):
+        return given
+    try:
+        return NewJob(**given)
+    except TypeError as error:
+        raise InvalidJob([str(error).replace("NewJob.__init__() ", "")]) from None
+
+
+def _storable(job: NewJob) -> NewJob:
+    """The same job, its failure mode as it is stored."""
+    if job.failure_mode is None:
+        return job
+    try:
+        return replace(job, failure_mode=stored(job.failure_mode))
+    except Misconfigured as error:
+        raise InvalidJob([f"failure_mode: {error}"]) from None
