@@ -1,29 +1,31 @@
 -- step(): the one hot path. One call a tick, for all queues of a node: it persists the outcomes that came
 -- in and claims the next jobs.
 
--- False while a transaction that suspends is under way.
-create function pgqueuetopia.may_start(p_scope text) returns boolean
+-- Pass a gate: until started() the jobs claimed behind it are being started. False while a transaction that suspends
+-- is under way. There are two gates, so that a step may claim while the jobs of the step before are being started.
+create function pgqueuetopia.may_start(p_scope text, p_gate integer) returns boolean
 language plpgsql
 as $$
 begin
-  if not pg_try_advisory_lock_shared(pgqueuetopia.lock_key('starting', '*')) then
+  if not pg_try_advisory_lock_shared(pgqueuetopia.lock_key('starting', '*', p_gate::text)) then
     return false;
   end if;
-  if not pg_try_advisory_lock_shared(pgqueuetopia.lock_key('starting', p_scope)) then
-    perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', '*'));
+  if not pg_try_advisory_lock_shared(pgqueuetopia.lock_key('starting', p_scope, p_gate::text)) then
+    perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', '*', p_gate::text));
     return false;
   end if;
   return true;
 end
 $$;
 
--- The jobs that were claimed have been started: a transaction that suspends need not wait any longer.
-create function pgqueuetopia.started(p_scope text) returns void
+-- The jobs that were claimed behind a gate have been started: a transaction that suspends need not wait for it any
+-- longer.
+create function pgqueuetopia.started(p_scope text, p_gate integer) returns void
 language plpgsql
 as $$
 begin
-  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', '*'));
-  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', p_scope));
+  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', '*', p_gate::text));
+  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', p_scope, p_gate::text));
 end
 $$;
 
@@ -68,10 +70,11 @@ create procedure pgqueuetopia.step(
   p_avoid text[],
   p_room integer,
   p_rescue boolean,
-  -- whether finished jobs are kept; whether the jobs of the steps before have been started since (until
-  -- then nothing may be claimed)
+  -- whether finished jobs are kept; the gates behind which all jobs have been started since; the gate that what is
+  -- claimed now is behind, none of those that are still held (null: nothing may be claimed)
   p_keep boolean,
-  p_started boolean,
+  p_started integer[],
+  p_gate integer,
   inout claimed pgqueuetopia.claimed_job[],
   inout saved bigint[],
   inout busy bigint[],
@@ -112,10 +115,8 @@ declare
   v_let_go text[];
 begin
   crowded := false;
-  if p_started then
-    perform pgqueuetopia.started(p_scope);
-  end if;
-  v_may_start := p_room > 0 and pgqueuetopia.may_start(p_scope);
+  perform pgqueuetopia.started(p_scope, g.gate) from unnest(p_started) g (gate);
+  v_may_start := p_room > 0 and p_gate is not null and pgqueuetopia.may_start(p_scope, p_gate);
   held_up := p_room > 0 and not v_may_start;
   loop
     begin
@@ -220,7 +221,7 @@ begin
   perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
   from unnest(v_let_go) q (queue);
   if cardinality(claimed) = 0 and v_may_start then
-    perform pgqueuetopia.started(p_scope);
+    perform pgqueuetopia.started(p_scope, p_gate);
   end if;
 end
 $$;

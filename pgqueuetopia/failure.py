@@ -52,8 +52,10 @@ class FailurePolicy:
 
     def died(self, job: Job) -> Settlement | None:
         """What is written about a job whose node died with its last attempt; None if it may still run."""
+        if job.attempts <= job.max_attempts:
+            return None
         mode = self._mode_of(job)
-        if job.attempts <= max(job.max_attempts, runs(mode)):
+        if job.attempts <= runs(mode):
             return None
         settlement = self._exhausted(NODE_DIED) if mode is None else _decided(mode, job, NODE_DIED)
         if settlement.outcome is None and settlement.delay is not None:

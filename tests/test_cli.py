@@ -106,7 +106,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 async def failed_job(dsn: str, queue: str = "q", **options: Any) -> Job:
-    async with an_app(dsn, Recorder(lambda job: 1 / 0), **options) as app, app.running():
+    async with an_app(dsn, Recorder(lambda job: 1 / 0), retry_seconds=3_600, **options) as app, app.running():
         job = await app.create_job(queue, "send", {"to": "a@b.c"}, max_attempts=5)
 
         async def failed() -> bool:

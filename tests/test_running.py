@@ -2,7 +2,7 @@
 
 import os
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
@@ -26,8 +26,9 @@ async def test_jobs_of_a_queue_run_in_the_order_of_their_creation(dsn: str) -> N
 async def test_a_job_scheduled_earlier_runs_earlier(dsn: str) -> None:
     performer = Recorder()
     async with an_app(dsn, performer) as app:
-        late = await app.create_job("q", "a", scheduled_at=timedelta(seconds=0.4))
-        early = await app.create_job("q", "a", scheduled_at=timedelta(seconds=0.2))
+        soon = datetime.now(UTC) + timedelta(seconds=0.2)
+        late = await app.create_job("q", "a", scheduled_at=soon + timedelta(seconds=0.2))
+        early = await app.create_job("q", "a", scheduled_at=soon)
         async with app.running():
             await eventually(lambda: len(performer.performed) == 2)
     assert performer.ids == [early.id, late.id]

@@ -119,7 +119,7 @@ def translation(error: Exception) -> QueuetopiaError:
             return AccessDenied(f"{error}. docs/operations.md lists the grants that each role needs.")
         case asyncpg.CheckViolationError() if error.table_name == "job_configs":
             return InvalidConfig(f"The database refuses this config ({error.constraint_name}).")
-        case asyncpg.CheckViolationError() if error.table_name == "jobs":
+        case asyncpg.CheckViolationError() if error.schema_name == "pgqueuetopia":
             return InvalidJob([f"the database refuses this job ({error.constraint_name})"])
         case asyncpg.UntranslatableCharacterError() | asyncpg.StatementTooComplexError():
             return InvalidJob([f"the database cannot store this: {error}"])

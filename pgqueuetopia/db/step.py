@@ -11,7 +11,8 @@ from pgqueuetopia.job import Job
 from pgqueuetopia.outcome import SUCCEEDED, Settlement
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, for one is made for each job: that costs three times as much.
+@dataclass(slots=True)
 class Ended:
     """A held queue whose job has ended, to be settled and looked at again.
 

@@ -41,6 +41,8 @@ log = structlog.get_logger("pgqueuetopia")
 
 HOOK_TIMEOUT = 60
 LONGEST_RESULT = 1_000_000
+# What most runs come to.
+WITHOUT_RESULT = Succeeded()
 
 
 class Listener(Protocol):
@@ -184,6 +186,8 @@ class Execution:
 
 def _outcome_of(value: object) -> Outcome:
     match value:
+        case None:
+            return WITHOUT_RESULT
         case Ok(result):
             return Succeeded(result)
         case Err(message):
