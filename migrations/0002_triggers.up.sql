@@ -3,7 +3,7 @@
 -- They run as their owner, so that a role that may only insert jobs needs no right on run_queue.
 
 -- Every advisory lock of pgqueuetopia: ('queue', scope, queue), ('node', scope), ('sleeping', scope)
--- and ('starting', scope, gate).
+-- and ('starting', scope).
 create function pgqueuetopia.lock_key(purpose text, scope text, name text default '') returns bigint
 language sql immutable parallel safe
 return hashtextextended(purpose || chr(31) || scope || chr(31) || name, 20);
@@ -130,8 +130,7 @@ create function pgqueuetopia.wait_for_starts(config_scope text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '2s'
 as $$
 begin
-  perform pg_advisory_xact_lock(pgqueuetopia.lock_key('starting', config_scope, '0'));
-  perform pg_advisory_xact_lock(pgqueuetopia.lock_key('starting', config_scope, '1'));
+  perform pg_advisory_xact_lock(pgqueuetopia.lock_key('starting', config_scope));
 exception when lock_not_available then
   raise warning 'pgqueuetopia: a node of scope % did not answer in 2 s; it may start jobs it has claimed already', config_scope
   using hint = 'Run "pgqueuetopia status" to see the nodes.';

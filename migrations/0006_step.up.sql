@@ -1,31 +1,29 @@
 -- step(): the one hot path. One call a tick, for all queues of a node: it persists the outcomes that came
 -- in and claims the next jobs.
 
--- Pass a gate: until started() the jobs claimed behind it are being started. False while a transaction that suspends
--- is under way. There are two gates, so that a step may claim while the jobs of the step before are being started.
-create function pgqueuetopia.may_start(p_scope text, p_gate integer) returns boolean
+-- False while a transaction that suspends is under way.
+create function pgqueuetopia.may_start(p_scope text) returns boolean
 language plpgsql
 as $$
 begin
-  if not pg_try_advisory_lock_shared(pgqueuetopia.lock_key('starting', '*', p_gate::text)) then
+  if not pg_try_advisory_lock_shared(pgqueuetopia.lock_key('starting', '*')) then
     return false;
   end if;
-  if not pg_try_advisory_lock_shared(pgqueuetopia.lock_key('starting', p_scope, p_gate::text)) then
-    perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', '*', p_gate::text));
+  if not pg_try_advisory_lock_shared(pgqueuetopia.lock_key('starting', p_scope)) then
+    perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', '*'));
     return false;
   end if;
   return true;
 end
 $$;
 
--- The jobs that were claimed behind a gate have been started: a transaction that suspends need not wait for it any
--- longer.
-create function pgqueuetopia.started(p_scope text, p_gate integer) returns void
+-- The jobs that were claimed have been started: a transaction that suspends need not wait any longer.
+create function pgqueuetopia.started(p_scope text) returns void
 language plpgsql
 as $$
 begin
-  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', '*', p_gate::text));
-  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', p_scope, p_gate::text));
+  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', '*'));
+  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', p_scope));
 end
 $$;
 
@@ -70,11 +68,10 @@ create procedure pgqueuetopia.step(
   p_avoid text[],
   p_room integer,
   p_rescue boolean,
-  -- whether finished jobs are kept; the gates behind which all jobs have been started since; the gate that what is
-  -- claimed now is behind, none of those that are still held (null: nothing may be claimed)
+  -- whether finished jobs are kept; whether the jobs of the steps before have been started since (until
+  -- then nothing may be claimed)
   p_keep boolean,
-  p_started integer[],
-  p_gate integer,
+  p_started boolean,
   inout claimed pgqueuetopia.claimed_job[],
   inout saved bigint[],
   inout busy bigint[],
@@ -115,8 +112,10 @@ declare
   v_let_go text[];
 begin
   crowded := false;
-  perform pgqueuetopia.started(p_scope, g.gate) from unnest(p_started) g (gate);
-  v_may_start := p_room > 0 and p_gate is not null and pgqueuetopia.may_start(p_scope, p_gate);
+  if p_started then
+    perform pgqueuetopia.started(p_scope);
+  end if;
+  v_may_start := p_room > 0 and pgqueuetopia.may_start(p_scope);
   held_up := p_room > 0 and not v_may_start;
   loop
     begin
@@ -221,7 +220,7 @@ begin
   perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
   from unnest(v_let_go) q (queue);
   if cardinality(claimed) = 0 and v_may_start then
-    perform pgqueuetopia.started(p_scope, p_gate);
+    perform pgqueuetopia.started(p_scope);
   end if;
 end
 $$;

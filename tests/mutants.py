@@ -164,20 +164,6 @@ MUTANTS = [
         f"{RACES}::test_a_suspension_waits_for_the_jobs_that_are_being_started",
     ),
     Mutant(
-        "who suspends passes one gate only",
-        TRIGGERS,
-        "  perform pg_advisory_xact_lock(pgqueuetopia.lock_key('starting', config_scope, '1'));\n",
-        "",
-        f"{RACES}::test_a_suspension_waits_for_what_is_claimed_while_the_jobs_before_are_being_started",
-    ),
-    Mutant(
-        "queues whose outcomes are left for the next step count as free",
-        SCHEDULER,
-        "        held |= {one.queue: one.job.attempted_at if one.job else None for one in self.ended}\n",
-        "",
-        "tests/node/test_batches.py",
-    ),
-    Mutant(
         "a node sleeps before its horizon has passed",
         SCHEDULER,
         "if stepped.horizon < self._sleep.horizon:",

@@ -74,8 +74,7 @@ class Session:
         self.node = node
         self._connection = connection
         self._statements: dict[str, PreparedStatement] = {}
-        # The gates that are held on the server, for what was claimed behind them is being started.
-        self._gates: set[int] = set()
+        self._starting = False
         # Where the scan of the run queue goes on: priorities, and a time for each.
         self._front: tuple[list[int] | None, list[datetime] | None] = None, None
         self.sleeping = False
@@ -178,19 +177,17 @@ class Session:
         rescue: bool,
         keep: bool,
         everything: bool = True,
-        gates: Sequence[int] = (0,),
+        started: bool = True,
         careful: bool = False,
     ) -> Stepped:
         """Persist what ended (in_order) and claim the next jobs, for all queues, in one round trip.
 
         `running`: the queues whose job runs on, and when it was claimed, by the server's clock.
         `everything`: scan the run queue from its start, and not from where the last step came to.
-        `yielding`: which of their queues go on only where others need no room.
-        `gates`: those of 0 and 1 behind which everything that was claimed has been started. The first is
-        used; without one nothing is claimed. A `careful` step passes over rows that somebody has locked;
-        another one waits for them a little, and then becomes careful.
+        `yielding`: which of their queues go on only where others need no room. Unless everything
+        that was claimed before has `started`, `room` must be 0. A `careful` step passes over rows that
+        somebody has locked; another one waits for them a little, and then becomes careful.
         """
-        started = self._gates.intersection(gates)
         [row] = await self._fetch(
             "step",
             self.scope,
@@ -205,23 +202,20 @@ class Session:
             room,
             rescue,
             keep,
-            list(started),
-            gates[0] if gates else None,
+            self._starting and started,
             careful,
             *((None, None) if everything else self._front),
         )
         self._front = row["priorities"], row["fronts"]
         stepped = stepped_of(row, self.scope)
-        self._gates -= started
-        if stepped.claimed:
-            self._gates.add(gates[0])
+        self._starting = bool(stepped.claimed) or (self._starting and not started)
         return stepped
 
     async def started(self) -> None:
-        """Everything that was claimed has been started."""
-        if self._gates:
-            gates, self._gates = list(self._gates), set()
-            await self._fetch("started", self.scope, gates)
+        """The jobs that the last step claimed have been started."""
+        if self._starting:
+            self._starting = False
+            await self._fetch("started", self.scope)
 
     async def fall_asleep(self) -> tuple[int, bool]:
         """Have creators notify from now on. Returns the horizon, and whether no other node runs.

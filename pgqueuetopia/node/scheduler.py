@@ -14,7 +14,6 @@ from pgqueuetopia.job import Job
 from pgqueuetopia.node.bell import Bell
 from pgqueuetopia.node.plan import Plan
 from pgqueuetopia.node.room import Room
-from pgqueuetopia.node.starts import Starts
 from pgqueuetopia.outcome import Settlement
 
 log = structlog.get_logger("pgqueuetopia")
@@ -29,8 +28,6 @@ RESCUE = 0.4
 HELD_UP_LOOK = 0.02
 # How long the next step waits for claimed jobs to start; it then claims nothing.
 START_PATIENCE = 0.1
-# How many outcomes a step takes at least, if there are so many.
-LEAST_BATCH = 16
 # How long a node stays careful after it met rows that somebody has locked.
 CAREFUL = 5.0
 # How often a node that sleeps beside others asks whether they are still there.
@@ -78,7 +75,7 @@ class Scheduler:
     before_step: Callable[[Session], Awaitable[None]]
     running: dict[str, Hold] = field(default_factory=dict)
     ended: list[Ended] = field(default_factory=list)
-    starting: Starts = field(default_factory=Starts)
+    starting: set[int] = field(default_factory=set)
     leaving: bool = False
     _sleep: Sleep | None = None
     _last_claim: float = 0.0
@@ -107,12 +104,12 @@ class Scheduler:
         False in a process that was frozen since the job was claimed: its queue may run elsewhere. The last
         thing before the performer, for a process may be frozen between any two.
         """
-        self.starting.begin(job.id)
+        self.starting.discard(job.id)
         return self.session.is_fresh
 
     def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
         """A job has ended: have it written, and its queue looked at."""
-        self.starting.begin(job.id)
+        self.starting.discard(job.id)
         hold = self.running.pop(job.queue)
         self.ended.append(
             Ended(
@@ -138,42 +135,31 @@ class Scheduler:
     async def _step(self) -> Stepped:
         self.bell.hear()
         await self.before_step(self.session)
-        ended, gates = self._next_ended(), self.starting.free
+        ended, self.ended = in_order(self.ended), []
         try:
-            stepped = await self._ask(ended, gates)
+            stepped = await self._ask(ended)
         except BaseException:
             self.ended = ended + self.ended
             raise
-        self._take_in(ended, stepped, gates)
+        self._take_in(ended, stepped)
         await self._end_stalled()
         return stepped
 
-    def _next_ended(self) -> list[Ended]:
-        """What ended; of much only a half, so that the server is at work while we start what it returns."""
-        half = max(self.room.most(time.monotonic()) // 2, LEAST_BATCH)
-        ended, self.ended = in_order(self.ended[:half]), self.ended[half:]
-        if self.ended:
-            self.bell.ring()
-        return ended
-
-    async def _ask(self, ended: list[Ended], gates: list[int]) -> Stepped:
+    async def _ask(self, ended: list[Ended]) -> Stepped:
         now = time.monotonic()
         rescue = self._rescues or now - self._last_rescue >= self._rescue_pause
-        claiming = bool(gates) and not (self.leaving or self.plan.pause.all)
-        held = {queue: hold.job.attempted_at for queue, hold in self.running.items()}
-        # What ended and is left for the next step.
-        held |= {one.queue: one.job.attempted_at if one.job else None for one in self.ended}
+        claiming = not (self.starting or self.leaving or self.plan.pause.all)
         stepped = await self.session.step(
             ended,
             [one.queue for one in ended if not claiming or now - one.slice_since > SLICE],
-            held,
+            {queue: hold.job.attempted_at for queue, hold in self.running.items()},
             sorted(self.plan.pause.queues),
-            max(self.room.most(now) - len(held), 0) if claiming else 0,
+            max(self.room.most(now) - len(self.running), 0) if claiming else 0,
             rescue=rescue,
             # Who is about to sleep must see everything: a job may have come in late, or be due since long.
             everything=rescue or self._sleep is not None,
             keep=self.plan.keeps_finished_jobs,
-            gates=gates,
+            started=not self.starting,
             careful=now < self._careful_until,
         )
         self._rescues = rescue and not stepped.scanned
@@ -185,15 +171,13 @@ class Scheduler:
             self._rescue_pause = soon if stepped.more else max(RESCUE, soon)
         return stepped
 
-    def _take_in(self, ended: list[Ended], stepped: Stepped, gates: list[int]) -> None:
+    def _take_in(self, ended: list[Ended], stepped: Stepped) -> None:
         """Start what was claimed; what could not be saved, or is to be looked at again, stays held."""
         now = time.monotonic()
         for one in ended:
             self._after_saving(one, stepped)
         self.ended += [Ended(queue=queue, slice_since=now) for queue in stepped.again]
         slices = {one.queue: one.slice_since for one in ended}
-        if stepped.claimed:
-            self.starting.expect(gates[0], (job.id for job in stepped.claimed))
         for job in stepped.claimed:
             since = slices.get(job.queue, now)
             since = since if now - since <= SLICE else now
@@ -221,21 +205,19 @@ class Scheduler:
         if self.leaving or self.plan.pause.holds(job.queue):
             self.end(job, Settlement.interrupted(), None)
         else:
+            self.starting.add(job.id)
             self.start(job)
 
     async def _rest(self, stepped: Stepped) -> None:
         """Wait for the first of the bell and the time of the next look."""
-        if stepped.claimed:
-            # Here, for a busy node comes no further: creators notify as long as we count as asleep.
-            await self._wake_up()
-        if self.ended and self.bell.rung and self.starting.free:
-            # What was claimed starts while the server does what is asked next.
-            return
         await anyio.lowlevel.checkpoint()
         with anyio.move_on_after(START_PATIENCE):
             # A thread that rang would hand the processor over before it has called the performer.
             while self.starting:  # noqa: ASYNC110
                 await anyio.sleep(START_LOOK)
+        if stepped.claimed:
+            # Here, for a busy node comes no further: creators notify as long as we count as asleep.
+            await self._wake_up()
         if not (self.starting or self.bell.rung):
             await self.session.started()
             await self._wait(await self._pause(stepped))

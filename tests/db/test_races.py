@@ -72,7 +72,6 @@ async def look(session: Session, *ended: Ended, room: int = 10, over: bool = Fal
         room,
         rescue=known.get("rescue", True),
         keep=True,
-        gates=known.get("gates", [0]),
     )
 
 
@@ -586,46 +585,6 @@ async def test_a_suspension_waits_for_the_jobs_that_are_being_started(racing_dsn
         assert len(steps[0].claimed) == 1
         after = await look(a, running=steps[0].claimed)
         assert (after.claimed, after.suspended) == ([], True)
-
-
-async def test_a_suspension_waits_for_what_is_claimed_while_the_jobs_before_are_being_started(
-    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
-) -> None:
-    """Two gates: what was claimed behind the one, and then behind the other, has not been started."""
-    suspended = anyio.Event()
-    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
-        await app.create_jobs([{"queue": f"q{n}", "action": "a"} for n in range(3)])
-        first = await look(a, room=1)
-        second = await look(a, room=1, running=first.claimed, gates=[1])
-        assert len(first.claimed + second.claimed) == 2
-
-        async def suspend() -> None:
-            await app.suspend()
-            suspended.set()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(suspend)
-            await eventually(lambda: is_waiting_for_starts(dsn))
-            third = await look(a, room=1, running=first.claimed + second.claimed, gates=[0])
-            assert (third.claimed, third.held_up) == ([], True), "it passes no gate that somebody waits at"
-            await eventually(lambda: holds_a_gate_and_waits(connection))
-            assert not suspended.is_set(), "what was claimed behind the second gate has not been started yet"
-            await a.started()
-            await suspended.wait()
-
-
-HOLDS_AND_WAITS = """
-select exists (
-  select from pg_locks w
-  join pg_locks h on h.pid = w.pid and h.locktype = 'advisory' and h.granted and h.mode = 'ExclusiveLock'
-  where w.locktype = 'advisory' and not w.granted
-)
-"""
-
-
-async def holds_a_gate_and_waits(connection: "asyncpg.Connection[asyncpg.Record]") -> bool:
-    """Whether the transaction that suspends has passed the first gate, and waits at the second."""
-    return bool(await connection.fetchval(HOLDS_AND_WAITS))
 
 
 async def is_waiting_for_starts(dsn: str) -> bool:
