@@ -94,8 +94,8 @@ async def test_an_outcome_that_could_not_be_saved_is_saved_with_the_next_connect
     async with a_proxy(dsn) as (proxy, through), an_app(dsn, scope="Test") as outside:
         performer = Recorder(lambda job: proxy.cut())
         async with an_app(through, performer) as app, app.running():
-            job = await outside.create_job("q", "a")
             with structlog.testing.capture_logs() as logs:
+                job = await outside.create_job("q", "a")
                 await eventually(logged(logs, "outcomes_unsaved"))
                 proxy.heal()
                 await eventually(lambda: is_in(outside, job, "succeeded"))
