@@ -40,15 +40,21 @@ async def test_no_job_starts_once_a_suspension_by_sql_has_committed(
     size: int,
     options: list[str],
 ) -> None:
-    order = await create_jobs(connection, jobs, size)
     for _ in range(2):
         cluster.start(CONCURRENCY, *options)
+    # Or the first may have run most of the jobs when the second comes.
+    await eventually(lambda: are_up(connection))
+    order = await create_jobs(connection, jobs, size)
     pauses = []
     for _ in range(PAUSES):
         await until_at_work(cluster)
         pauses.append(await pause(connection))
     await until_all_is_done(connection, within=60)
     assert faults(cluster.history(pauses), order) == []
+
+
+async def are_up(connection: Connection) -> bool:
+    return bool(await connection.fetchval("select count(distinct node) = 2 from pgqueuetopia.nodes"))
 
 
 async def create_jobs(connection: Connection, jobs: int, size: int) -> dict[str, list[int]]:
