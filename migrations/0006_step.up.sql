@@ -68,9 +68,10 @@ create procedure pgqueuetopia.step(
   p_avoid text[],
   p_room integer,
   p_rescue boolean,
-  -- whether finished jobs are kept; whether the jobs of the steps before have been started since (until
-  -- then nothing may be claimed)
+  -- whether finished jobs are kept; whether configs suspend single queues; whether the jobs of the steps before have
+  -- been started since (until then nothing may be claimed)
   p_keep boolean,
+  p_queues_suspended boolean,
   p_started boolean,
   inout claimed pgqueuetopia.claimed_job[],
   inout saved bigint[],
@@ -143,7 +144,7 @@ begin
       -- failpoint: persisted
       select
         pgqueuetopia.some_suspended(p_scope, 'suspended'),
-        exists (
+        p_queues_suspended and exists (
           select from pgqueuetopia.job_configs c
           where c.scope in ('*', p_scope)
             and c.key <> 'suspended'

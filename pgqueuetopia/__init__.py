@@ -2,6 +2,7 @@
 
 from pgqueuetopia.db.configs import Config
 from pgqueuetopia.db.repo import Repo
+from pgqueuetopia.dispatching import LRU, MRU, Dispatcher, LRUNode
 from pgqueuetopia.errors import (
     AccessDenied,
     ConfigNotFound,
@@ -20,11 +21,15 @@ from pgqueuetopia.job import Job, NewJob, Page
 from pgqueuetopia.modes import Abandon, ExponentialRetry, Log, Move, Retry, Success
 from pgqueuetopia.outcome import Err, Failure, Moved, Ok, Retrying, Settlement, Snooze
 from pgqueuetopia.performer import Performer, action
+from pgqueuetopia.progress import progress
 from pgqueuetopia.queuetopia import Queuetopia
 from pgqueuetopia.settings import Settings
 from pgqueuetopia.status import BlockedQueue, Cancelled, Status
+from pgqueuetopia.workers import Worker, Workers
 
 __all__ = [
+    "LRU",
+    "MRU",
     "Abandon",
     "AccessDenied",
     "BlockedQueue",
@@ -33,6 +38,7 @@ __all__ = [
     "ConfigNotFound",
     "DatabaseRefused",
     "DatabaseUnavailable",
+    "Dispatcher",
     "Err",
     "ExponentialRetry",
     "Failure",
@@ -40,6 +46,7 @@ __all__ = [
     "InvalidJob",
     "Job",
     "JobNotFound",
+    "LRUNode",
     "Log",
     "MigrationFailed",
     "Misconfigured",
@@ -61,5 +68,8 @@ __all__ = [
     "Snooze",
     "Status",
     "Success",
+    "Worker",
+    "Workers",
     "action",
+    "progress",
 ]

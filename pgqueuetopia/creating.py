@@ -14,6 +14,7 @@ from pgqueuetopia.errors import InvalidJob, Misconfigured
 from pgqueuetopia.job import Job, NewJob, Seconds, checked
 from pgqueuetopia.modes import FailureMode, stored
 from pgqueuetopia.performer import Performer
+from pgqueuetopia.workers import Workers
 
 
 class Creating:
@@ -21,7 +22,7 @@ class Creating:
 
     repo: Repo
     scope: str
-    performer: Performer | None = None
+    performer: Performer | Workers | None = None
     _shared: SharedCommits
 
     async def create_job(

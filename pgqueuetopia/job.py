@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pgqueuetopia.errors import InvalidJob
+from pgqueuetopia.progress import progress
 
 LONGEST_NAME = 255
 DEEPEST_PARAMS = 200
@@ -31,6 +32,7 @@ class Job:
     `state` is one of executing, ready, scheduled, retrying, blocked, or the outcome of a job that has
     ended (succeeded, abandoned, cancelled, moved). `failure_mode` is the job's own, as it is stored; `reply`
     says whether it can be asked for replies; `moved_from` is the first of the jobs that it was moved from.
+    `last_progress` is what was told last by `progress`, in this run or an earlier one.
     """
 
     id: int
@@ -49,7 +51,7 @@ class Job:
     attempted_at: datetime | None = None
     attempted_by: str | None = None
     errors: tuple[dict[str, Any], ...] = ()
-    progress: Any = None
+    last_progress: Any = None
     result: Any = None
     done_at: datetime | None = None
     outcome: str | None = None
@@ -59,6 +61,10 @@ class Job:
     inserted_at: datetime
     updated_at: datetime
     state: str = "ready"
+
+    async def progress(self, value: Any) -> None:
+        """Tell how far this job has come, from within its performer: as pgqueuetopia.progress(value)."""
+        await progress(value)
 
     def failure_report(self) -> tuple[str, str]:
         """The subject and the HTML body of a mail about this job's last failure (Queuetopia's helpers)."""

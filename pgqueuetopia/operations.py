@@ -10,9 +10,11 @@ from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.errors import InvalidJob, JobNotFound, NoReply
 from pgqueuetopia.job import Job, Page, Seconds, as_timedelta, name_faults
 from pgqueuetopia.outcome import Reply
-from pgqueuetopia.status import BlockedQueue, Cancelled, Status
+from pgqueuetopia.status import BlockedQueue, Cancelled, Status, workers_of
 
 FILTER_PAGE = 1_000
+# Of how many jobs that run status tells who runs them.
+MOST_EXECUTING = 1_000
 # In seconds: how long a job that is killed has to end, and how often it is looked at.
 KILL_PATIENCE = 5.0
 KILL_LOOK = 0.02
@@ -26,13 +28,18 @@ class Operations:
     _replies: Replies
 
     async def status(self, queue: str | None = None) -> Status:
-        """The pending jobs of this scope, or of one queue, counted by state; suspension; the nodes."""
+        """The pending jobs of this scope, or of one queue, by state; suspension; nodes and workers."""
         counts = await self.repo.status(self.scope, queue)
+        nodes = await self.repo.nodes(self.scope)
+        executing = await self.repo.list_jobs(
+            self.scope, queue, None, "executing", None, after=0, limit=MOST_EXECUTING
+        )
         return Status(
             scope=self.scope,
             queue=queue,
             suspended=await self.repo.suspended(self.scope, queue),
-            nodes=tuple(await self.repo.nodes(self.scope)),
+            nodes=tuple(nodes),
+            workers=workers_of(nodes, executing),
             **counts,
         )
 

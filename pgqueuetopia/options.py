@@ -22,11 +22,15 @@ class Options:
         operator retries or abandons it.
     job_retention: how long a job is kept after it has ended; 0 removes it as it ends.
     cleanup_interval: how often old jobs are removed.
-    shutdown: how long a node that leaves lets its jobs run, before it cancels them.
+    shutdown: how long a node that leaves lets its jobs run, before it cancels them; Workers have their own.
     session_timeout: how long, at most, a node that was cut off from the database keeps its queues. It has
         stopped its jobs by then; a killed process lets go at once. A node whose event loop stalls for longer
         loses its queues, too.
     disabled: start no node at all (for consoles and tests).
+    suspended: start suspended, this instance alone, until `resume(local=True)` (Honeydew). To start all nodes
+        suspended, `suspend()` first: that is kept in the database.
+    per_queue_suspension: whether configs `<queue>_suspended` suspend single queues, beside `suspended`, which
+        suspends all (notify queue).
     failure_mode: what follows each failure, in place of backoff, max_attempts and on_exhausted (Honeydew):
         Abandon, Move, Retry, ExponentialRetry, or a function of the job and its Failure that returns a
         Settlement.
@@ -45,6 +49,8 @@ class Options:
     shutdown: Seconds = 30
     session_timeout: Seconds = 15
     disabled: bool = False
+    suspended: bool = False
+    per_queue_suspension: bool = True
     failure_mode: FailureMode | None = None
     failure_modes: Mapping[str, FailureMode] = field(default_factory=dict)
     success_mode: SuccessMode | None = None

@@ -17,11 +17,12 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A performer's method for one action: its name, its parameter's model, whether it takes the job."""
+    """A performer's method for one action: its name, its parameter's model, what else it takes."""
 
     method: str
     model: type[BaseModel] | None
     takes_job: bool
+    takes_state: bool
 
 
 def action(name: str) -> Callable[[Method], Method]:
@@ -108,13 +109,16 @@ def _actions_of(performer: type[Performer]) -> dict[str, Action]:
 
 def _action(performer: type[Performer], attribute: str, method: Callable[..., Any]) -> Action:
     hints = get_type_hints(method)
-    names = list(inspect.signature(method).parameters)[1:]
+    every = list(inspect.signature(method).parameters)[1:]
+    # A Worker's own; it comes last.
+    names = [name for name in every if name != "state"]
+    takes_state = len(names) < len(every)
     models = [hints.get(name) for name in names if hints.get(name) is not Job and name != "job"]
     match models:
         case []:
-            return Action(attribute, None, takes_job=bool(names))
+            return Action(attribute, None, bool(names), takes_state)
         case [type() as model] if issubclass(model, BaseModel):
-            return Action(attribute, model, takes_job=len(names) > 1)
+            return Action(attribute, model, len(names) > 1, takes_state)
         case _:
             raise Misconfigured(
                 f"{performer.__name__}.{attribute}: an action takes one pydantic model, and then job"

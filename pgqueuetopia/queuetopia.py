@@ -29,6 +29,7 @@ from pgqueuetopia.node.node import Node
 from pgqueuetopia.node.plan import Pause, Plan
 from pgqueuetopia.operations import Operations
 from pgqueuetopia.settings import Settings
+from pgqueuetopia.workers import Workers
 
 log = structlog.get_logger("pgqueuetopia")
 
@@ -53,6 +54,8 @@ class Queuetopia(Creating, Operations):
     shutdown: Seconds = 30
     session_timeout: Seconds = 15
     disabled: bool = False
+    suspended: bool = False
+    per_queue_suspension: bool = True
     failure_mode: FailureMode | None = None
     failure_modes: Mapping[str, FailureMode] = MappingProxyType({})
     success_mode: SuccessMode | None = None
@@ -66,7 +69,7 @@ class Queuetopia(Creating, Operations):
         self.configs = Configs(self.repo, self.scope, type(self.settings), self._take_configs)
         self._shared = SharedCommits(partial(self.repo.create_jobs, self.scope))
         self._replies = Replies(self.repo)
-        self._pause = Pause()
+        self._pause = Pause(all=self.suspended)
         self._nodes: list[Node] = []
         self._log = log.bind(scope=self.scope)
 
@@ -130,7 +133,7 @@ class Queuetopia(Creating, Operations):
                 f"{type(self).__name__} needs a performer to run jobs: performer = MyPerformer()"
             )
         return Node(
-            f"{socket.gethostname()[:30]}-{os.getpid()}-{secrets.token_hex(2)}".replace(" ", "-"),
+            f"{socket.gethostname()[:20]}-{os.getpid()}-{secrets.token_hex(2)}".replace(" ", "-"),
             self._plan(),
             self.repo,
             self.performer,
@@ -147,17 +150,21 @@ class Queuetopia(Creating, Operations):
         """An option as it was given: a function that is a class's attribute must not become a method."""
         return vars(self).get(name, inspect.getattr_static(self, name))
 
+    def _shutdown(self) -> Seconds:
+        return self.performer.shutdown if isinstance(self.performer, Workers) else self.shutdown
+
     def _plan(self) -> Plan:
         return Plan(
             scope=self.scope,
             concurrency=self.concurrency,
             poll_interval=as_timedelta(self.poll_interval).total_seconds(),
-            shutdown=as_timedelta(self.shutdown).total_seconds(),
+            shutdown=as_timedelta(self._shutdown()).total_seconds(),
             session_timeout=as_timedelta(self.session_timeout).total_seconds(),
             job_retention=as_timedelta(self.job_retention),
             cleanup_interval=as_timedelta(self.cleanup_interval).total_seconds(),
             max_job_time=as_timedelta(self.max_job_time).total_seconds(),
             success_mode=self._option("success_mode"),
+            per_queue_suspension=self.per_queue_suspension,
             pause=self._pause,
         )
 
@@ -179,9 +186,14 @@ class Queuetopia(Creating, Operations):
 
         No job starts after this has returned; those that run go on, and with `wait` it returns when they have
         ended. A suspension is kept until `resume`, through deploys; a local one as long as this instance.
+        Raises Misconfigured for a queue where `per_queue_suspension` is off.
         """
         if local:
             self._pause_here(queue, paused=True)
+        elif queue is not None and not self.per_queue_suspension:
+            raise Misconfigured(
+                "Nodes would not obey: per_queue_suspension is off. Suspend all, or local=True."
+            )
         else:
             await self.configs.set(_suspension(queue), "true")
         if wait:

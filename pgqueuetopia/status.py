@@ -1,8 +1,12 @@
 """What operators are told."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
+
+from pgqueuetopia.job import Job
 
 
 class Cancelled(StrEnum):
@@ -30,6 +34,7 @@ class Status:
     executing: int = 0
     suspended: bool = False
     nodes: tuple[str, ...] = ()
+    workers: Mapping[str, tuple[Job, Any] | None] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -55,3 +60,22 @@ class BlockedQueue:
     next_attempt_at: datetime | None
     since: datetime
     why: str
+
+
+def workers_of(nodes: Mapping[str, int], executing: Iterable[Job]) -> dict[str, tuple[Job, Any] | None]:
+    """Who runs what, from how many Workers each node has and the jobs that run."""
+    workers: dict[str, tuple[Job, Any] | None] = {}
+    busy: dict[str, int] = {}
+    for job in executing:
+        node = str(job.attempted_by)
+        busy[node] = busy.get(node, 0) + 1
+        workers[f"{node}/{busy[node]}"] = job, _progress_of(job)
+    for node, number in nodes.items():
+        workers |= {f"{node}/{free}": None for free in range(busy.get(node, 0) + 1, number + 1)}
+    return workers
+
+
+def _progress_of(job: Job) -> Any:
+    """What this run has told; not what an earlier one has."""
+    told = job.attempted_at is not None and job.updated_at >= job.attempted_at
+    return job.last_progress if told else None

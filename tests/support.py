@@ -6,7 +6,7 @@ from typing import Any
 
 import anyio
 
-from pgqueuetopia import Job, Performer, Queuetopia, Repo
+from pgqueuetopia import Job, Performer, Queuetopia, Repo, Workers
 
 DEADLINE = 20
 
@@ -45,7 +45,9 @@ class Recorder(Performer):
 
 
 @asynccontextmanager
-async def an_app(dsn: str, performer: Performer | None = None, **options: Any) -> AsyncIterator[Queuetopia]:
+async def an_app(
+    dsn: str, performer: Performer | Workers | None = None, **options: Any
+) -> AsyncIterator[Queuetopia]:
     """A Queuetopia on the test's database, closed at the end."""
     app = Queuetopia(**{"repo": Repo(dsn), "performer": performer, "scope": "Test", **options})
     try:

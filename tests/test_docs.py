@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pgqueuetopia import Moved, Repo, Retrying
+from pgqueuetopia import Moved, Ok, Repo, Retrying
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -24,4 +24,15 @@ async def test_what_the_page_on_jobs_says_is_so(dsn: str) -> None:
         assert await names["a_broken_image"](images) == [Retrying("broken")] * 3 + [Moved("dead")]
         await images.suspend()
         await names["by_hand"](images)
+    await images.close()
+
+
+async def test_what_the_page_on_workers_says_is_so(dsn: str) -> None:
+    names = program("workers.md")
+    images = names["Images"](repo=Repo(dsn))
+    async with images.running():
+        job = await images.create_job("q", "resize", reply=True)
+        assert await images.reply(job) == Ok("a connection to images.example")
+        assert await names["who_runs_what"](images) == ["free"] * 10
+    assert (await images.get_job(job)).last_progress == "3/3"
     await images.close()

@@ -4,7 +4,7 @@ import anyio
 import asyncpg
 import pytest
 
-from pgqueuetopia import Job
+from pgqueuetopia import Job, Misconfigured
 from tests.support import Recorder, an_app, eventually
 
 BY_HAND = "update pgqueuetopia.job_configs set value = $1 where scope = '*' and key = 'suspended'"
@@ -163,6 +163,48 @@ async def test_suspending_in_an_open_transaction_holds_claims_up_until_it_ends(
         assert performer.performed == []
         await transaction.rollback()
         await eventually(lambda: performer.performed)
+
+
+async def test_a_queuetopia_that_starts_suspended_runs_nothing_until_it_is_resumed(dsn: str) -> None:
+    performer, other = Recorder(), Recorder()
+    async with an_app(dsn, performer, suspended=True) as app, app.running():
+        await app.create_job("q", "a")
+        assert (await app.status()).suspended is False, "it is this instance alone"
+        await app.resume()
+        assert performer.performed == [], "resume for all does not undo the local suspension"
+        async with an_app(dsn, other) as second, second.running():
+            await eventually(lambda: other.performed)
+        await app.create_job("q", "a")
+        await app.resume(local=True)
+        await eventually(lambda: performer.performed)
+
+
+async def test_suspending_and_resuming_twice_is_the_same_as_once(dsn: str) -> None:
+    performer = Recorder()
+    async with an_app(dsn, performer) as app, app.running():
+        for local in (False, True):
+            await app.suspend(local=local)
+            await app.suspend(local=local)
+        await app.create_job("q", "a")
+        await app.resume(local=True)
+        await app.resume(local=True)
+        assert performer.performed == [], "the local resume does not undo the other suspension"
+        await app.resume()
+        await app.resume()
+        await eventually(lambda: performer.performed)
+
+
+async def test_without_per_queue_suspension_only_the_config_suspended_counts(dsn: str) -> None:
+    performer = Recorder()
+    async with an_app(dsn, performer, per_queue_suspension=False) as app, app.running():
+        await app.configs.set("q_suspended", "true")
+        await app.create_job("q", "a")
+        await eventually(lambda: performer.performed)
+        with pytest.raises(Misconfigured, match="per_queue_suspension"):
+            await app.suspend("q")
+        await app.suspend()
+        await app.create_job("q", "a")
+        assert len(performer.performed) == 1
 
 
 def has_grown(started: list[float], seen: int) -> bool:

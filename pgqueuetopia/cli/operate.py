@@ -1,13 +1,14 @@
 """pgqueuetopia status, blocked, suspend and resume."""
 
-from dataclasses import asdict
-from typing import Annotated
+from dataclasses import fields
+from typing import Annotated, Any
 
 import typer
 
 from pgqueuetopia.cli import show
 from pgqueuetopia.cli.target import App, AsJson, Dsn, Everywhere, Queue, Scope, Target
 from pgqueuetopia.errors import Misconfigured
+from pgqueuetopia.job import Job
 from pgqueuetopia.queuetopia import Queuetopia
 
 
@@ -18,9 +19,15 @@ def status(
     app: App = None,
     as_json: AsJson = False,
 ) -> None:
-    """How many jobs are ready, scheduled, retrying, blocked and executing; suspension; the nodes."""
+    """How many jobs are ready, scheduled, retrying, blocked and executing; suspension; nodes and workers."""
     found = Target(dsn, scope, app).ask(lambda queuetopia: queuetopia.status(queue))
-    (show.document if as_json else show.record)(asdict(found) | {"count": found.count})
+    workers = {name: work and _told(*work) for name, work in found.workers.items()}
+    facts = {one.name: getattr(found, one.name) for one in fields(found)} | {"count": found.count}
+    (show.document if as_json else show.record)(facts | {"workers": workers})
+
+
+def _told(job: Job, progress: Any) -> dict[str, Any]:
+    return {"job": job.id, "queue": job.queue, "action": job.action, "progress": progress}
 
 
 def blocked(

@@ -1,6 +1,6 @@
 """Repo: the pool, one method for each statement."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -18,6 +18,9 @@ from pgqueuetopia.db.driver import (
 )
 from pgqueuetopia.db.statements import SQL
 from pgqueuetopia.job import Job, JobRow
+
+# What nodes tell each other: followed by the scope and the name of the node that has taken a job.
+TOOK = "took "
 
 
 class Repo:
@@ -121,8 +124,13 @@ class Repo:
     async def executing(self, scope: str, queue: str | None) -> int:
         return int(await self._value("executing", scope, queue))
 
-    async def nodes(self, scope: str) -> list[str]:
-        return [row["node"] for row in await self._fetch("nodes", scope)]
+    async def nodes(self, scope: str) -> dict[str, int]:
+        """The nodes that run now, and how many Workers each has."""
+        return {row["node"]: row["workers"] or 0 for row in await self._fetch("nodes", scope)}
+
+    async def tell_turn(self, scope: str, node: str) -> None:
+        """Tell the nodes of the scope that this one has taken a job."""
+        await self._fetch("tell_turn", f"{TOOK}{scope} {node}")
 
     async def suspended(self, scope: str, queue: str | None) -> bool:
         return bool(await self._value("suspended", scope, queue))
@@ -148,6 +156,11 @@ class Repo:
 
     async def persist(self, scope: str, columns: Sequence[Sequence[Any]], *, keep: bool) -> list[int]:
         return list(await self._value("persist", scope, *columns, keep))
+
+    async def write_progress(self, latest: Mapping[tuple[int, int], str]) -> None:
+        """Progress as JSON, by a job's id and claim."""
+        ids, claims = zip(*latest, strict=True)
+        await self._fetch("write_progress", ids, claims, list(latest.values()))
 
     async def clean(self, scope: str, retention: timedelta, batch: int) -> int:
         """Remove one batch of jobs that ended longer ago; 0 as well if another node is at it."""

@@ -38,7 +38,7 @@ CLAIMED = (
     "failure_mode",
     "reply",
     "moved_from",
-    "progress",
+    "last_progress",
     "result",
     "done_at",
     "outcome",
@@ -71,7 +71,8 @@ def claimed_job_of(row: asyncpg.Record, scope: str) -> Job:
 def job_of(row: asyncpg.Record) -> Job:
     """A job from a row of job_states."""
     values = dict(row.items())
-    for name in ("params", "progress", "result", "failure_mode"):
+    values["last_progress"] = values.pop("progress")
+    for name in ("params", "last_progress", "result", "failure_mode"):
         if values.get(name) is not None:
             values[name] = loaded(values[name])
     values["errors"] = () if values["errors"] == "[]" else tuple(loaded(values["errors"]))

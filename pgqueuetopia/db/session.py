@@ -19,6 +19,7 @@ from pgqueuetopia.db.driver import (
     keep_alive,
     translated,
 )
+from pgqueuetopia.db.repo import TOOK
 from pgqueuetopia.db.statements import SQL
 from pgqueuetopia.db.step import Ended, Stepped, settlement_columns, stepped_of
 from pgqueuetopia.errors import DatabaseUnavailable, Misconfigured
@@ -68,6 +69,7 @@ class Session:
         node: str,
         deadlines: Deadlines,
         on_kill: Callable[[int], None],
+        on_turn: Callable[[str], None],
     ) -> None:
         self.deadlines = deadlines
         self.scope = scope
@@ -80,6 +82,7 @@ class Session:
         self.sleeping = False
         self.lost = False
         self._on_kill = on_kill
+        self._on_turn = on_turn
         self._ping = f"ping {node}"
         self._answered = False
         self._heard_at = 0.0
@@ -96,18 +99,22 @@ class Session:
         on_config: Callable[[str], None],
         on_lost: Callable[[], None],
         on_kill: Callable[[int], None] = lambda job: None,
+        on_turn: Callable[[str], None] = lambda node: None,
         timeout: float = 15,
+        workers: int | None = None,
     ) -> "Session":
         """Connect, listen, and be seen by the other nodes.
 
         After `timeout` seconds without a sign of life the server drops the session, and its locks with it.
         The callbacks ring when jobs came in, when another node joined, when a config of the scope changed
-        (with its key), when the session is lost, and when a job is to be stopped. Raises DatabaseUnavailable,
-        and Misconfigured where a pooler stands between.
+        (with its key), when the session is lost, when a job is to be stopped, and when a node tells that it
+        has taken a job (with its name). `workers` is shown by status. Raises DatabaseUnavailable, and
+        Misconfigured where a pooler stands between.
         """
         deadlines = Deadlines(timeout)
-        # The other nodes read from it when to give this one up (end_stalled).
-        name = {"application_name": f"pgqueuetopia {node} {deadlines.server:g}"}
+        # The other nodes read from it when to give this one up (end_stalled), and status the workers.
+        parts = ["pgqueuetopia", node, f"{deadlines.server:g}", *([str(workers)] if workers else [])]
+        name = {"application_name": " ".join(parts)}
         # anyio's deadline, for it is not lost where a cancellation is swallowed on the way.
         with translated(), anyio.fail_after(CONNECT_TIMEOUT):
             connection = await asyncpg.connect(
@@ -115,7 +122,7 @@ class Session:
                 command_timeout=deadlines.client,
                 server_settings=SERVER_SETTINGS | deadlines.settings() | name,
             )
-        session = cls(connection, scope, node, deadlines, on_kill)
+        session = cls(connection, scope, node, deadlines, on_kill, on_turn)
         try:
             await session._prepare(on_jobs, on_join, on_config)
         except BaseException:
@@ -160,6 +167,8 @@ class Session:
             on_jobs()
         elif payload.startswith(KILL) and payload.removeprefix(KILL).isdecimal():
             self._on_kill(int(payload.removeprefix(KILL)))
+        elif payload.startswith(f"{TOOK}{self.scope} "):
+            self._on_turn(payload.rpartition(" ")[2])
 
     def _hear_config(self, payload: str, on_config: Callable[[str], None]) -> None:
         scope, key = json.loads(payload)
@@ -177,6 +186,7 @@ class Session:
         rescue: bool,
         keep: bool,
         everything: bool = True,
+        queues_suspended: bool = True,
         started: bool = True,
         careful: bool = False,
     ) -> Stepped:
@@ -184,6 +194,7 @@ class Session:
 
         `running`: the queues whose job runs on, and when it was claimed, by the server's clock.
         `everything`: scan the run queue from its start, and not from where the last step came to.
+        `queues_suspended`: whether configs suspend single queues.
         `yielding`: which of their queues go on only where others need no room. Unless everything
         that was claimed before has `started`, `room` must be 0. A `careful` step passes over rows that
         somebody has locked; another one waits for them a little, and then becomes careful.
@@ -202,6 +213,7 @@ class Session:
             room,
             rescue,
             keep,
+            queues_suspended,
             self._starting and started,
             careful,
             *((None, None) if everything else self._front),

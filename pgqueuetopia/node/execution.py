@@ -21,6 +21,9 @@ from pgqueuetopia.db.step import Ended
 from pgqueuetopia.failure import FailurePolicy, settle
 from pgqueuetopia.job import Job, as_delay, json_faults
 from pgqueuetopia.modes import Success, SuccessMode
+from pgqueuetopia.node.crew import Crew
+from pgqueuetopia.node.plan import Plan
+from pgqueuetopia.node.progress import Progress
 from pgqueuetopia.node.run import Run, Stop
 from pgqueuetopia.outcome import (
     Err,
@@ -36,6 +39,8 @@ from pgqueuetopia.outcome import (
     Succeeded,
 )
 from pgqueuetopia.performer import Performer
+from pgqueuetopia.progress import reporter
+from pgqueuetopia.workers import Workers
 
 log = structlog.get_logger("pgqueuetopia")
 
@@ -60,26 +65,40 @@ class Execution:
 
     def __init__(
         self,
-        performer: Performer,
+        performer: Performer | Workers,
+        plan: Plan,
         policy: FailurePolicy,
         repo: Repo,
-        concurrency: int,
-        max_job_time: float = 0,
-        success_mode: SuccessMode | None = None,
+        on_ready: Callable[[], None],
     ) -> None:
-        self._performer = performer
+        """`on_ready` is called when one of the Workers has become ready."""
+        self._crew = Crew(performer, on_ready) if isinstance(performer, Workers) else None
+        self._performer = performer.worker() if isinstance(performer, Workers) else performer
+        self.workers = performer.num if isinstance(performer, Workers) else None
         self._policy = policy
         self._repo = repo
-        self._max_job_time = max_job_time
-        self._success_mode = success_mode
-        self._threads = anyio.CapacityLimiter(concurrency)
+        self._max_job_time = plan.max_job_time
+        self._success_mode = plan.success_mode
+        self._progress = Progress(repo)
+        self._threads = anyio.CapacityLimiter(plan.concurrency)
         self._running: dict[int, Run] = {}
+
+    def count_free(self) -> int | None:
+        """How many workers are free; None where there are none to be counted."""
+        return self._crew.count_free() if self._crew else None
+
+    async def serve(self) -> None:
+        """What goes on beside the jobs, until cancelled: workers get ready, progress is written."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._progress.write_for_ever, name="progress")
+            if self._crew is not None:
+                tasks.start_soon(self._crew.run, name="workers")
 
     async def run(self, job: Job, listener: Listener) -> None:
         """Run one job to its end."""
         settlement = self._policy.died(job)
         if settlement is None:
-            outcome = await self._attempt(job, listener)
+            outcome = await self._perform_by_worker(job, listener)
             settlement = settle(job, outcome, self._policy, self._delay(job, outcome))
         _report(job, settlement)
         listener.end(job, settlement, _encoded(job, settlement.result))
@@ -125,11 +144,23 @@ class Execution:
         except Exception as error:
             _tell_exception("success_mode_raised", job, error)
 
-    async def _attempt(self, job: Job, listener: Listener) -> Outcome:
+    async def _perform_by_worker(self, job: Job, listener: Listener) -> Outcome:
+        """By the performer, or the worker whose turn it is; a job that fails costs its worker."""
+        if self._crew is None:
+            return await self._attempt(job, listener, self._performer)
+        post = self._crew.assign()
+        if post is None or post.worker is None:
+            return Interrupted()
+        outcome = await self._attempt(job, listener, post.worker)
+        self._crew.release(post, keep=isinstance(outcome, Succeeded | Snoozed))
+        return outcome
+
+    async def _attempt(self, job: Job, listener: Listener, performer: Performer) -> Outcome:
         """Call the performer under the job's timeout."""
         run = self._running[job.id] = Run()
+        reporter.set(partial(self._progress.tell, job))
         try:
-            return _outcome_of(await self._perform(job, run, listener))
+            return _outcome_of(await self._perform(job, run, listener, performer))
         except asyncio.CancelledError as error:
             if run.is_cancelled_by_others():
                 raise
@@ -142,10 +173,10 @@ class Execution:
             run.end()
             del self._running[job.id]
 
-    async def _perform(self, job: Job, run: Run, listener: Listener) -> Any:
+    async def _perform(self, job: Job, run: Run, listener: Listener, performer: Performer) -> Any:
         if job.params is None:
             job = replace(job, params=await self._repo.params(job.id))
-        method, arguments = self._performer.bound(job)
+        method, arguments = performer.bound(job)
         limit = self._limit(job)
         if not inspect.iscoroutinefunction(method):
             run.in_thread = True

@@ -12,6 +12,7 @@ import structlog
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, in_order, settlement_columns
+from pgqueuetopia.dispatching import LRUNode
 from pgqueuetopia.errors import DatabaseUnavailable, QueuetopiaError
 from pgqueuetopia.failure import FailurePolicy
 from pgqueuetopia.job import Job
@@ -22,7 +23,9 @@ from pgqueuetopia.node.plan import Plan
 from pgqueuetopia.node.room import Room
 from pgqueuetopia.node.scheduler import Scheduler
 from pgqueuetopia.node.stalls import report_stalls
+from pgqueuetopia.node.turns import Turns
 from pgqueuetopia.performer import Performer
+from pgqueuetopia.workers import Workers
 
 log = structlog.get_logger("pgqueuetopia")
 
@@ -42,7 +45,7 @@ class Node:
         name: str,
         plan: Plan,
         repo: Repo,
-        performer: Performer,
+        performer: Performer | Workers,
         policy: FailurePolicy,
         on_configs: Callable[[Configs], None],
     ) -> None:
@@ -56,9 +59,8 @@ class Node:
         self._leaving = anyio.Event()
         self._scheduler: Scheduler | None = None
         self._unsaved: list[Ended] = []
-        self._execution = Execution(
-            performer, policy, repo, plan.concurrency, plan.max_job_time, plan.success_mode
-        )
+        self._execution = Execution(performer, plan, policy, repo, self._bell.ring)
+        self._turns = Turns(repo, plan.scope, name) if _takes_turns(performer) else None
         self._log = log.bind(scope=plan.scope, node=name)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -78,6 +80,9 @@ class Node:
         async with asyncio.TaskGroup() as jobs, anyio.create_task_group() as tasks:
             tasks.start_soon(clean_for_ever, self._repo, self._plan, name="cleaner")
             tasks.start_soon(report_stalls, self._log, name="stalls")
+            tasks.start_soon(self._execution.serve, name="workers and progress")
+            if self._turns is not None:
+                tasks.start_soon(self._turns.keep_company, name="company")
             self._log.info("node_started")
             task_status.started()
             while session is not None:
@@ -148,7 +153,9 @@ class Node:
             on_config=self._hear_config,
             on_lost=self._bell.ring,
             on_kill=self._execution.kill,
+            on_turn=self._turns.took if self._turns else lambda node: None,
             timeout=self._plan.session_timeout,
+            workers=self._execution.workers,
         )
         try:
             self._on_configs(await session.configs())
@@ -162,7 +169,7 @@ class Node:
         scheduler = self._scheduler = Scheduler(
             session,
             self._plan,
-            Room(self._plan.concurrency),
+            Room(self._plan.concurrency, self._count_free),
             self._bell,
             start=lambda job: self._start(jobs, job, scheduler),
             on_saved=partial(self._after_save, jobs),
@@ -185,6 +192,18 @@ class Node:
         if self._configs_changed:
             self._configs_changed = False
             self._on_configs(await session.configs())
+        if self._turns is not None and not self._has_news:
+            await self._turns.stand_back(self._bell)
+
+    @property
+    def _has_news(self) -> bool:
+        """Whether there are outcomes to be written."""
+        return self._scheduler is not None and bool(self._scheduler.ended)
+
+    def _count_free(self) -> int | None:
+        """How many jobs there is a free worker for, if that counts; who takes turns takes one at a time."""
+        free = self._execution.count_free()
+        return min(free, 1) if free is not None and self._turns and self._turns.in_company else free
 
     async def _end_without_session(self, scheduler: Scheduler) -> None:
         """The locks are gone: stop what runs, and write what has ended if it is still ours."""
@@ -220,6 +239,9 @@ class Node:
 
     def _start(self, jobs: asyncio.TaskGroup, job: Job, listener: Listener) -> None:
         jobs.create_task(self._execution.run(job, listener), name=f"job {job.id}")
+        if self._turns is not None:
+            self._turns.took(self.name)
+            jobs.create_task(self._turns.tell(), name="turn")
 
     def _after_save(self, jobs: asyncio.TaskGroup, one: Ended) -> None:
         if (hook := self._execution.hook(one)) is not None:
@@ -230,6 +252,8 @@ class Node:
         self._bell.ring()
 
     def _join(self) -> None:
+        if self._turns is not None:
+            self._turns.join()
         if self._scheduler is not None:
             self._scheduler.join()
 
@@ -238,3 +262,7 @@ class Node:
         if self._scheduler is not None:
             self._scheduler.session.lost = True
         self._bell.ring()
+
+
+def _takes_turns(performer: Performer | Workers) -> bool:
+    return isinstance(performer, Workers) and isinstance(performer.dispatcher, LRUNode)

@@ -31,6 +31,7 @@ class Plan:
     cleanup_interval: float
     max_job_time: float
     success_mode: SuccessMode | None
+    per_queue_suspension: bool
     pause: Pause
 
     @property

@@ -1,4 +1,6 @@
-"""How many queues a node holds at most: its concurrency, or less while the server has no room for locks."""
+"""How many queues a node holds: its concurrency, or less while workers or the server's locks are scarce."""
+
+from collections.abc import Callable
 
 import structlog
 
@@ -11,14 +13,20 @@ CROWDED = 10.0
 class Room:
     """The limit in force."""
 
-    def __init__(self, concurrency: int) -> None:
+    def __init__(self, concurrency: int, free: Callable[[], int | None] = lambda: None) -> None:
+        self._free = free
         self._concurrency = concurrency
         self._most = concurrency
         self._crowded_until = 0.0
         self._told = False
 
+    def left(self, held: int, now: float) -> int:
+        """How many more may be held, besides those `held`; no more than workers are free."""
+        left, free = max(self.most(now) - held, 0), self._free()
+        return left if free is None else min(left, free)
+
     def most(self, now: float) -> int:
-        """How many queues may be held now."""
+        """How many queues may be held now, by the locks."""
         return self._most if now < self._crowded_until else self._concurrency
 
     def learn(self, crowded: bool, held: int, now: float) -> None:

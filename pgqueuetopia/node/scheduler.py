@@ -148,17 +148,20 @@ class Scheduler:
     async def _ask(self, ended: list[Ended]) -> Stepped:
         now = time.monotonic()
         rescue = self._rescues or now - self._last_rescue >= self._rescue_pause
-        claiming = not (self.starting or self.leaving or self.plan.pause.all)
+        may_claim = not (self.starting or self.leaving or self.plan.pause.all)
+        room = self.room.left(len(self.running), now) if may_claim else 0
         stepped = await self.session.step(
             ended,
-            [one.queue for one in ended if not claiming or now - one.slice_since > SLICE],
+            # Those whose slice is over, and those for which no worker is free.
+            [one.queue for n, one in enumerate(ended) if n >= room or now - one.slice_since > SLICE],
             {queue: hold.job.attempted_at for queue, hold in self.running.items()},
             sorted(self.plan.pause.queues),
-            max(self.room.most(now) - len(self.running), 0) if claiming else 0,
+            room,
             rescue=rescue,
             # Who is about to sleep must see everything: a job may have come in late, or be due since long.
             everything=rescue or self._sleep is not None,
             keep=self.plan.keeps_finished_jobs,
+            queues_suspended=self.plan.per_queue_suspension,
             started=not self.starting,
             careful=now < self._careful_until,
         )
@@ -238,7 +241,7 @@ class Scheduler:
             return BUSY_LOOK
         if stepped.held_up or stepped.crowded:
             return HELD_UP_LOOK
-        if len(self.running) >= self.room.most(time.monotonic()) or self.leaving:
+        if self.leaving or not self.room.left(len(self.running), time.monotonic()):
             await self._wake_up()
             return LONGEST_NAP
         if stepped.more:

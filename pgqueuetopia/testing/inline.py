@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import anyio
 
@@ -11,11 +12,15 @@ from pgqueuetopia.errors import JobNotFound, Misconfigured
 from pgqueuetopia.job import Job
 from pgqueuetopia.node.execution import Execution
 from pgqueuetopia.outcome import Settlement
+from pgqueuetopia.performer import Performer
 from pgqueuetopia.queuetopia import Queuetopia
+from pgqueuetopia.workers import Workers
 
 # What jobs have as attempted_by.
 NODE = "in-line"
 MOST_JOBS = 10_000
+# In seconds, for the init of a Worker.
+WORKER_PATIENCE = 30.0
 WITHOUT_END = "Does a job create another one each time?"
 
 
@@ -123,9 +128,24 @@ async def _in_line(app: Queuetopia) -> AsyncIterator[_Line]:
         raise Misconfigured(
             f"{type(app).__name__} needs a performer to perform jobs: performer = MyPerformer()"
         )
-    plan = app._plan()
-    execution = Execution(
-        app.performer, app._policy(), app.repo, plan.concurrency, plan.max_job_time, plan.success_mode
-    )
-    async with InlineSession.opened(app.repo.session_dsn, app.scope, NODE) as session:
-        yield _Line(app, execution, session)
+    ready = anyio.Event()
+    failure: Exception | None = None
+    execution = Execution(_one(app.performer), app._plan(), app._policy(), app.repo, ready.set)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(execution.serve)
+        try:
+            async with InlineSession.opened(app.repo.session_dsn, app.scope, NODE) as session:
+                if isinstance(app.performer, Workers):
+                    with anyio.fail_after(WORKER_PATIENCE):
+                        await ready.wait()
+                yield _Line(app, execution, session)
+        except Exception as error:
+            # Not in a group, as the task group would have it.
+            failure = error
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+def _one(performer: Performer | Workers) -> Performer | Workers:
+    return replace(performer, num=1) if isinstance(performer, Workers) else performer

@@ -52,7 +52,7 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
     # The first calls make the plans, while the tables are empty.
     for _ in range(2):
         await node.fetch(
-            SQL["step"], "Test", "n", *nothing, [], [], [], 50, True, True, False, False, None, None
+            SQL["step"], "Test", "n", *nothing, [], [], [], 50, True, True, True, False, False, None, None
         )
     await connection.execute(ROWS)
     if analysed == "now":
@@ -62,7 +62,7 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
     before = await read(node)
     claimed = (
         await node.fetch(
-            SQL["step"], "Test", "n", *nothing, [], [], [], 50, True, True, False, False, None, None
+            SQL["step"], "Test", "n", *nothing, [], [], [], 50, True, True, True, False, False, None, None
         )
     )[0][0]
     assert len(claimed) == 50
@@ -81,7 +81,7 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
             [job["queue"] for job in claimed] if ended else [],
         ]
         answer = await node.fetch(
-            SQL["step"], "Test", "n", *settled, [], [], [], 50, False, True, True, False, None, None
+            SQL["step"], "Test", "n", *settled, [], [], [], 50, False, True, True, True, False, None, None
         )
         claimed = answer[0][0]
         assert len(claimed) == 50

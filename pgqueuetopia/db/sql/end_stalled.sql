@@ -3,7 +3,7 @@
 -- session may live unheard, which its name tells. Whom we may not end is left alone.
 select pg_terminate_backend(a.pid)
 from pg_stat_activity a
-where a.application_name ~ '^pgqueuetopia [^ ]+ [0-9.]+$'
+where a.application_name ~ '^pgqueuetopia [^ ]+ [0-9.]+( [0-9]+)?$'
   and a.datname = current_database()
   and a.usename = current_user
   and a.pid <> pg_backend_pid()

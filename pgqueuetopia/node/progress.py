@@ -1,0 +1,58 @@
+"""What jobs tell of their progress, written at most twice a second for each."""
+
+import json
+from typing import Any
+
+import anyio
+import structlog
+
+from pgqueuetopia.db.repo import Repo
+from pgqueuetopia.errors import QueuetopiaError
+from pgqueuetopia.job import Job, json_faults
+
+log = structlog.get_logger("pgqueuetopia")
+
+# In seconds.
+PAUSE = 0.5
+# How many characters a progress has at most, as JSON.
+LONGEST = 10_000
+
+
+class Progress:
+    """The latest of each job, until it is written."""
+
+    def __init__(self, repo: Repo) -> None:
+        self._repo = repo
+        self._latest: dict[tuple[int, int], str] = {}
+
+    def tell(self, job: Job, value: Any) -> None:
+        """A job has come so far; may be called by any thread."""
+        faults = list(json_faults("progress", value))
+        text = "" if faults else json.dumps(value)
+        if len(text) > LONGEST:
+            faults = [f"progress has {len(text):,} characters; at most {LONGEST:,} are stored"]
+        if faults:
+            log.warning("progress_not_stored", job=job.id, queue=job.queue, faults=faults[:3])
+        else:
+            self._latest[job.id, job.claim] = text
+
+    async def write_for_ever(self) -> None:
+        """Write what is new, and once more when cancelled."""
+        try:
+            while True:
+                await self._write()
+                await anyio.sleep(PAUSE)
+        finally:
+            with anyio.move_on_after(PAUSE, shield=True):
+                await self._write()
+
+    async def _write(self) -> None:
+        """What cannot be written now is tried again with the next, unless there is something newer."""
+        if not self._latest:
+            return
+        latest, self._latest = self._latest, {}
+        try:
+            await self._repo.write_progress(latest)
+        except (QueuetopiaError, TimeoutError) as error:
+            self._latest = latest | self._latest
+            log.warning("progress_unsaved", jobs=len(latest), error=str(error))

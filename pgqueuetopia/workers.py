@@ -1,0 +1,93 @@
+"""Workers with a state of their own, such as a connection (Honeydew): the contract, and how many."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from pgqueuetopia.dispatching import LRU, Dispatcher, check
+from pgqueuetopia.errors import Misconfigured
+from pgqueuetopia.job import Job, Seconds, as_timedelta
+from pgqueuetopia.performer import Performer
+
+
+class Worker(Performer):
+    """A performer of which a node has several, each with a state, and each with one job at a time.
+
+    Subclass it and implement `perform(job, state)`, or `@action` methods with a parameter `state`. A job that
+    fails, or is stopped, costs its worker: a new one takes its place, with `init` called again. One that
+    succeeds or snoozes keeps it.
+    """
+
+    state: Any = None
+    reinitialize: Callable[[], None]
+    """Have `init` called again now, after it has failed: in failed_init, or later."""
+
+    async def init(self, *args: Any) -> Any:
+        """What `perform` gets as state, and must not change; `args` are those given to Workers.
+
+        An async context manager is entered, its value is the state, and it is left when this worker goes.
+        A worker whose init raises takes no job: init is called again after `init_retry` seconds, or, if
+        there is a method `failed_init`, that is called instead, and then nothing until `reinitialize()`.
+        """
+        return None
+
+    def perform(self, job: Job, state: Any = None) -> Any:
+        """Perform one job, as Performer.perform."""
+        return super().perform(job)
+
+    def bound(self, job: Job) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The method for a job, and its arguments, the state last."""
+        method, arguments = super().bound(job)
+        takes_state = job.action not in self.actions or self.actions[job.action].takes_state
+        return method, (*arguments, self.state) if takes_state else arguments
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Several workers on each node, as a Queuetopia's performer; `args` go to each worker's init.
+
+    `num` (10) jobs run at once on a node, and no more than its `concurrency`. A worker whose init has failed
+    tries again after `init_retry` seconds (5). A node that leaves waits for `shutdown` seconds (10) for its
+    workers, in place of the Queuetopia's own. `dispatcher`: which free worker comes next (LRU). Raises
+    Misconfigured for bad arguments.
+    """
+
+    worker: type[Worker]
+    args: Sequence[Any] = ()
+    num: int = 10
+    init_retry: Seconds = 5
+    shutdown: Seconds = 10
+    dispatcher: Dispatcher = field(default_factory=LRU)
+
+    def faults(self, name: str, params: object) -> list[str]:
+        """Why these workers would not take a job with this action and these params."""
+        return self.worker().faults(name, params)
+
+    def __post_init__(self) -> None:
+        if faults := [*_worker_faults(self.worker), *self._faults(), *check(self.dispatcher)]:
+            raise Misconfigured(f"Workers: {'; '.join(faults)}")
+
+    def _faults(self) -> Iterator[str]:
+        args: object = self.args
+        if not isinstance(args, list | tuple):
+            yield "args must be a list or a tuple of init's arguments"
+        num: object = self.num
+        if isinstance(num, bool) or not isinstance(num, int) or num < 1:
+            yield f"num must be an integer of at least 1, not {num!r}"
+        for name in ("init_retry", "shutdown"):
+            if not _is_duration(getattr(self, name)):
+                yield f"{name} must be seconds or a timedelta, and not negative"
+
+
+def _worker_faults(worker: object) -> list[str]:
+    if inspect.isclass(worker) and issubclass(worker, Worker):
+        return []
+    return [f"the first argument must be a subclass of Worker, not {worker!r}"]
+
+
+def _is_duration(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
+        return False
+    return as_timedelta(value) >= timedelta(0)
