@@ -32,14 +32,14 @@ class Operations:
         counts = await self.repo.status(self.scope, queue)
         nodes = await self.repo.nodes(self.scope)
         executing = await self.repo.list_jobs(
-            self.scope, queue, None, "executing", None, after=0, limit=MOST_EXECUTING
+            self.scope, None, None, "executing", None, after=0, limit=MOST_EXECUTING
         )
         return Status(
             scope=self.scope,
             queue=queue,
             suspended=await self.repo.suspended(self.scope, queue),
             nodes=tuple(nodes),
-            workers=workers_of(nodes, executing),
+            workers=workers_of(nodes, executing, queue),
             **counts,
         )
 

@@ -62,14 +62,17 @@ class BlockedQueue:
     why: str
 
 
-def workers_of(nodes: Mapping[str, int], executing: Iterable[Job]) -> dict[str, tuple[Job, Any] | None]:
-    """Who runs what, from how many Workers each node has and the jobs that run."""
+def workers_of(
+    nodes: Mapping[str, int], executing: Iterable[Job], queue: str | None
+) -> dict[str, tuple[Job, Any] | None]:
+    """Who runs what of a queue, or of all: from how many Workers each node has and the jobs that run."""
     workers: dict[str, tuple[Job, Any] | None] = {}
     busy: dict[str, int] = {}
     for job in executing:
         node = str(job.attempted_by)
         busy[node] = busy.get(node, 0) + 1
-        workers[f"{node}/{busy[node]}"] = job, _progress_of(job)
+        if queue in (None, job.queue):
+            workers[f"{node}/{busy[node]}"] = job, _progress_of(job)
     for node, number in nodes.items():
         workers |= {f"{node}/{free}": None for free in range(busy.get(node, 0) + 1, number + 1)}
     return workers

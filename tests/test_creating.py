@@ -42,6 +42,7 @@ async def test_scheduled_at_is_a_time_or_a_delay(dsn: str) -> None:
     async with an_app(dsn) as app:
         at = await app.create_job("q", "a", scheduled_at=when)
         delayed = await app.create_job("q", "a", scheduled_at=timedelta(hours=1))
+        assert delayed.state == (await app.get_job(delayed)).state == "scheduled"
         assert at.scheduled_at == when
         assert delayed.scheduled_at - delayed.inserted_at == timedelta(hours=1)
         assert (await app.get_job(at)).state == "scheduled"

@@ -174,6 +174,7 @@ async def test_status_shows_the_free_workers_of_every_node_as_well(dsn: str) -> 
         assert len(found) == 4
         assert [work[0].id for work in found.values() if work] == [job.id]
         assert {name.rpartition("/")[0] for name in found} == set((await app.status()).nodes)
+        assert list((await second.status("other")).workers.values()) == [None] * 3, "the busy one is not free"
         go_on.set()
 
 

@@ -9,7 +9,8 @@ import anyio
 import pytest
 from pydantic import BaseModel
 
-from pgqueuetopia import Err, Job, Ok, Performer, Snooze, action
+from pgqueuetopia import Err, Job, Ok, Performer, Queuetopia, Snooze, action
+from pgqueuetopia.node import run
 from tests.support import Recorder, an_app, eventually
 
 NO_WAIT = 0  # a max_backoff of no time: a failed job is due again at once
@@ -35,6 +36,23 @@ async def test_a_job_scheduled_earlier_runs_earlier(dsn: str) -> None:
     for job in performer.performed:
         assert job.attempted_at is not None
         assert job.attempted_at >= job.scheduled_at
+
+
+async def test_a_stopped_job_that_goes_on_is_stopped_again(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """anyio.run_process, once cancelled, waits for its process, and kills it when cancelled again."""
+    monkeypatch.setattr(run, "AGAIN", 0.1)
+
+    async def perform(job: Job) -> None:
+        await anyio.run_process(["sleep", "60"])
+
+    async with an_app(dsn, Recorder(perform)) as app, app.running():
+        job = await app.create_job("q", "a", timeout=0.1, max_attempts=1)
+        await eventually(lambda: is_in(app, job, "abandoned"), within=20)
+        assert "timeout" in (await app.get_job(job)).errors[0]["error"]
+
+
+async def is_in(app: Queuetopia, job: Job, state: str) -> bool:
+    return bool((await app.get_job(job)).state == state)
 
 
 async def test_a_failing_job_blocks_its_queue_and_no_other(dsn: str) -> None:

@@ -1,6 +1,6 @@
 """job_configs: get, set, and follow."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 
 from pgqueuetopia.db.driver import AnyConnection
@@ -67,7 +67,7 @@ class Configs:
         if not await self._repo.delete_config(self._scope, key, conn):
             raise ConfigNotFound(f"Scope {self._scope!r} has no config {key!r} of its own.")
 
-    async def changes(self) -> AsyncIterator[Config]:
+    async def changes(self) -> AsyncGenerator[Config, None]:
         """The current configs first, then each that changes, for ever; all again after a lost connection.
 
         Each open iterator has a connection of its own. While one is open the instance's `settings` are kept

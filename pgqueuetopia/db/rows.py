@@ -94,6 +94,7 @@ def created_job(scope: str, row: JobRow, stored: asyncpg.Record) -> Job:
         max_attempts=row.max_attempts,
         failure_mode=loaded(row.failure_mode),
         reply=row.reply,
+        state="scheduled" if stored["scheduled_at"] > stored["inserted_at"] else "ready",
         **dict(stored.items()),
     )
 

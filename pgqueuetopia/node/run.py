@@ -3,6 +3,9 @@
 import asyncio
 from enum import Enum, auto
 
+# In seconds: how long what is stopped may take to clean up before it is stopped again.
+AGAIN = 5.0
+
 
 class Stop(Enum):
     """Why a run was cancelled."""
@@ -16,16 +19,18 @@ class Run:
     """The task of one run, to be stopped by its timeout or by the node.
 
     It is cancelled once, as asyncio does it: what the performer awaits while it cleans up is not. (A cancel
-    scope of anyio would interrupt that again and again, and costs five times as much.)
+    scope of anyio would interrupt that again and again, and costs five times as much.) What goes on for AGAIN
+    seconds after that is cancelled again: anyio's processes are killed only then.
     """
 
-    __slots__ = ("_task", "_timer", "in_thread", "stopped")
+    __slots__ = ("_cancels", "_task", "_timer", "in_thread", "stopped")
 
     def __init__(self) -> None:
         task = asyncio.current_task()
         assert task is not None, "a job is run by a task"
         self._task = task
         self._timer: asyncio.TimerHandle | None = None
+        self._cancels = 0
         self.stopped: Stop | None = None
         self.in_thread = False
 
@@ -37,7 +42,14 @@ class Run:
         """Cancel the task; the first reason counts."""
         if self.stopped is None:
             self.stopped = why
-            self._task.cancel()
+            self._cancel()
+
+    def _cancel(self) -> None:
+        self._task.cancel()
+        self._cancels += 1
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._task.get_loop().call_later(AGAIN, self._cancel)
 
     def is_cancelled_by_others(self) -> bool:
         """Whether it was cancelled, and not by us; else the performer raised the error by itself."""
@@ -47,5 +59,5 @@ class Run:
         """It has ended: nothing stops it any longer."""
         if self._timer is not None:
             self._timer.cancel()
-        if self.stopped is not None:
+        for _ in range(self._cancels):
             self._task.uncancel()

@@ -10,19 +10,23 @@ import random
 import sys
 import tempfile
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import anyio
 import asyncpg
 
-from tests.acceptance.cluster import until_all_is_done, until_nodes_are_up
+from tests.acceptance.cluster import Connection, until_nodes_are_up
 from tests.chaos.faults import ALL, Fault
 from tests.chaos.verdict import Verdict, judge
-from tests.chaos.world import World, a_world
+from tests.chaos.world import SESSION_TIMEOUT, World, a_world
+from tests.support import eventually
 
 NODES = 3
 BETWEEN = (0.5, 3.0)
-DRAIN = 180
+# In seconds: longer than any job runs, so something stands still where nothing has ended for so long.
+STANDSTILL = 60 + 4 * SESSION_TIMEOUT
+LEFT = "select count(*) from pgqueuetopia.jobs where done_at is null"
 
 
 async def main() -> int:
@@ -61,12 +65,18 @@ async def rage(world: World, seconds: float) -> list[Fault]:
 
 
 async def settle(world: World, faults: list[Fault]) -> Verdict:
-    """Wait until everything is done, or as long as that may take, and judge."""
+    """Wait until everything is done, or nothing moves any longer, and judge."""
     connection = await asyncpg.connect(world.dsn)
     with suppress(TimeoutError):
-        await until_all_is_done(connection, within=DRAIN)
+        while left := await connection.fetchval(LEFT):
+            await eventually(partial(has_shrunk, connection, left), within=STANDSTILL)
     await connection.close()
     return await judge(world.dsn, world.cluster.runs, world.cluster.kills, faults)
+
+
+async def has_shrunk(connection: Connection, left: int) -> bool:
+    await anyio.sleep(0.2)
+    return bool(await connection.fetchval(LEFT) < left)
 
 
 def say(line: str) -> None:
