@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 from pgqueuetopia.dispatching import LRU, Dispatcher, check
@@ -63,7 +64,12 @@ class Workers:
 
     def faults(self, name: str, params: object) -> list[str]:
         """Why these workers would not take a job with this action and these params."""
-        return self.worker().faults(name, params)
+        return self.template.faults(name, params)
+
+    @cached_property
+    def template(self) -> Worker:
+        """A worker that performs nothing, and is asked for all that does not depend on a state."""
+        return self.worker()
 
     def __post_init__(self) -> None:
         if faults := [*_worker_faults(self.worker), *self._faults(), *check(self.dispatcher)]:

@@ -1,5 +1,7 @@
 """Replies: what became of jobs, told to whoever waits (Honeydew's yield)."""
 
+import re
+
 import anyio
 import anyio.lowlevel
 import asyncpg
@@ -19,6 +21,8 @@ from pgqueuetopia import (
     Retrying,
     Snooze,
 )
+from pgqueuetopia.db.replies import SERVER_SETTINGS
+from pgqueuetopia.db.statements import SQL
 from pgqueuetopia.node.cleaner import clean
 from tests.conftest import execute
 from tests.support import Recorder, an_app, eventually
@@ -121,6 +125,21 @@ async def test_many_wait_at_once_over_one_connection(
             await eventually(lambda: len(told) > 1_000, within=60)
             assert await has_one_listener(connection)
     assert told == [Ok(None)] * 10_000
+
+
+async def test_replies_are_found_without_reading_all_whatever_the_statistics_say(
+    connection: "asyncpg.Connection[asyncpg.Record]",
+) -> None:
+    """As if each job had a thousand: in the order of ids the first one would soon be found."""
+    await connection.execute(
+        "insert into pgqueuetopia.replies (scope, job, kind)"
+        " select 'Test', 1, 'ok' from generate_series(1, 20000); analyze pgqueuetopia.replies"
+    )
+    for setting, value in SERVER_SETTINGS.items():
+        await connection.execute(f"set {setting} = '{value}'")
+    [[plan]] = await connection.fetch(f"explain (analyze, format json) {SQL['replies']}", [2], [0])
+    await connection.execute("reset all")
+    assert re.findall('"Index Name": "(.*?)"', plan) == ["replies_job"]
 
 
 async def has_one_listener(connection: "asyncpg.Connection[asyncpg.Record]") -> bool:

@@ -203,6 +203,21 @@ async def test_init_is_tried_again_after_init_retry(dsn: str) -> None:
     assert [log["worker"] for log in logs if log["event"] == "worker_init_failed"] == ["Late", "Late"]
 
 
+async def test_a_worker_that_cannot_even_be_made_is_tried_again_as_well(dsn: str) -> None:
+    class Unmade(Counted):
+        tries = 0
+
+        def __init__(self) -> None:
+            type(self).tries += 1
+            if self.tries == 2:
+                raise ValueError("once")
+
+    async with an_app(dsn, Workers(Unmade, num=1, init_retry=0)) as app, app.running():
+        await app.create_job("q", "a")
+        await eventually(lambda: done(app))
+    assert Unmade.tries == 3
+
+
 async def test_failed_init_is_called_instead_and_may_have_init_called_again(dsn: str) -> None:
     class Asking(Counted):
         asked = 0

@@ -16,6 +16,7 @@ from pgqueuetopia.errors import DatabaseUnavailable, QueuetopiaError
 from pgqueuetopia.outcome import Err, Moved, Ok, Reply, Retrying
 
 CHANNEL = "pgqueuetopia_replies"
+SERVER_SETTINGS = {"application_name": "pgqueuetopia-replies", "enable_seqscan": "off", "jit": "off"}
 # In seconds: how long the connection is kept when nobody waits, and how often it is asked all the same.
 LINGER = 10.0
 LOOK_EVERY = 30.0
@@ -126,7 +127,7 @@ class Replies:
                 self._repo.session_dsn,
                 timeout=CONNECT_TIMEOUT,
                 command_timeout=CONNECT_TIMEOUT,
-                server_settings={"application_name": "pgqueuetopia-replies"},
+                server_settings=SERVER_SETTINGS,
             )
             keep_alive(connection, timeout=CONNECT_TIMEOUT)
             connection.add_termination_listener(lambda _: self._rung.set())

@@ -38,6 +38,7 @@ class Crew:
         self._workers = workers
         self._wake = wake
         self._free = copy.deepcopy(workers.dispatcher)
+        self._init_retry = as_timedelta(workers.init_retry).total_seconds()
         self._posts = [Post(number) for number in range(1, workers.num + 1)]
 
     def count_free(self) -> int:
@@ -66,13 +67,22 @@ class Crew:
     async def _fill_for_ever(self, post: Post) -> None:
         while True:
             post.spent = anyio.Event()
-            worker = self._workers.worker()
-            async with _kept(worker) as states:
-                if await self._initialized(worker, states):
-                    post.worker = worker
-                    self._free.check_in(post)
-                    self._wake()
-                    await post.spent.wait()
+            try:
+                worker = self._workers.worker()
+            except Exception as error:
+                _tell("worker_init_failed", self._workers.worker, error)
+                await anyio.sleep(self._init_retry)
+            else:
+                await self._fill(post, worker)
+
+    async def _fill(self, post: Post, worker: Worker) -> None:
+        """Have a worker at its post until a job of its has failed."""
+        async with _kept(worker) as states:
+            if await self._initialized(worker, states):
+                post.worker = worker
+                self._free.check_in(post)
+                self._wake()
+                await post.spent.wait()
 
     async def _initialized(self, worker: Worker, states: AsyncExitStack) -> bool:
         """Call init; what it raises keeps this worker out alone. False when it is to be tried again."""
@@ -83,7 +93,7 @@ class Crew:
             if isinstance(worker.state, AbstractAsyncContextManager):
                 worker.state = await states.enter_async_context(worker.state)
         except Exception as error:
-            _tell("worker_init_failed", worker, error)
+            _tell("worker_init_failed", type(worker), error)
             await self._after_failed_init(worker, again)
             return False
         return True
@@ -91,12 +101,12 @@ class Crew:
     async def _after_failed_init(self, worker: Worker, again: anyio.Event) -> None:
         failed_init = getattr(worker, "failed_init", None) or getattr(worker, "init_failed", None)
         if failed_init is None:
-            await anyio.sleep(as_timedelta(self._workers.init_retry).total_seconds())
+            await anyio.sleep(self._init_retry)
             return
         try:
             await failed_init()
         except Exception as error:
-            _tell("failed_init_raised", worker, error)
+            _tell("failed_init_raised", type(worker), error)
         await again.wait()
 
 
@@ -111,9 +121,9 @@ async def _kept(worker: Worker) -> AsyncIterator[AsyncExitStack]:
             with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
                 await states.aclose()
         except Exception as error:
-            _tell("worker_state_not_left", worker, error)
+            _tell("worker_state_not_left", type(worker), error)
 
 
-def _tell(event: str, worker: Worker, error: Exception) -> None:
+def _tell(event: str, worker: type[Worker], error: Exception) -> None:
     """Not by exc_info: with it structlog's console shows local values, and so the password of a DSN."""
-    log.warning(event, worker=type(worker).__name__, exception="".join(traceback.format_exception(error)))
+    log.warning(event, worker=worker.__name__, exception="".join(traceback.format_exception(error)))

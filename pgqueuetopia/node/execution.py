@@ -73,7 +73,7 @@ class Execution:
     ) -> None:
         """`on_ready` is called when one of the Workers has become ready."""
         self._crew = Crew(performer, on_ready) if isinstance(performer, Workers) else None
-        self._performer = performer.worker() if isinstance(performer, Workers) else performer
+        self._performer = performer.template if isinstance(performer, Workers) else performer
         self.workers = performer.num if isinstance(performer, Workers) else None
         self._policy = policy
         self._repo = repo
