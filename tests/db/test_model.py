@@ -183,7 +183,7 @@ def test_random_histories_agree_with_the_model(worker_dsn: str) -> None:
         run_state_machine_as_test(
             lambda: World(worker_dsn, runner),  # type: ignore[arg-type]  # any factory will do
             settings=settings(
-                max_examples=60,
+                max_examples=50,
                 stateful_step_count=40,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
