@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
@@ -40,13 +40,44 @@ def action(name: str) -> Callable[[Method], Method]:
     return mark
 
 
-class Performer:
-    """Subclass it and implement `perform`, or methods marked with `@action`.
+def _model_faults(model: type[BaseModel], params: object) -> list[str]:
+    try:
+        model.model_validate(params)
+    except ValidationError as error:
+        return [
+            f"{'.'.join(('params', *map(str, fault['loc'])))}: {fault['msg']}" for fault in error.errors()
+        ]
+    return []
 
-    Returning None, Ok(value) or any other JSON value is success; Err(message) or a raise is failure;
-    Snooze(delay) asks to be called again later. An `async def` runs on the event loop; a plain `def` runs
-    in a thread, which nothing can stop: its queue waits until it returns, however late.
-    """
+
+def _actions_of(performer: "type[BasePerformer]") -> dict[str, Action]:
+    return {
+        member.__action__: _action(performer, attribute, member)
+        for attribute, member in vars(performer).items()
+        if hasattr(member, "__action__")
+    }
+
+
+def _action(performer: "type[BasePerformer]", attribute: str, method: Callable[..., Any]) -> Action:
+    hints = get_type_hints(method)
+    every = list(inspect.signature(method).parameters)[1:]
+    # A Worker's own; it comes last.
+    names = [name for name in every if name != "state"]
+    takes_state = len(names) < len(every)
+    models = [hints.get(name) for name in names if hints.get(name) is not Job and name != "job"]
+    match models:
+        case []:
+            return Action(attribute, None, bool(names), takes_state)
+        case [type() as model] if issubclass(model, BaseModel):
+            return Action(attribute, model, len(names) > 1, takes_state)
+        case _:
+            raise Misconfigured(
+                f"{performer.__name__}.{attribute}: an action takes one pydantic model, and then job"
+            )
+
+
+class BasePerformer:
+    """What performers and workers have in common: actions, and what follows a failure."""
 
     actions: ClassVar[Mapping[str, Action]] = {}
 
@@ -54,9 +85,10 @@ class Performer:
         super().__init_subclass__(**kwargs)
         cls.actions = {**cls.actions, **_actions_of(cls)}
 
-    def perform(self, job: Job) -> Any:
-        """Perform one job: may be `async def`. Called for every job of a performer without actions."""
-        raise Misconfigured(f"{type(self).__name__} has no perform(job) and no @action({job.action!r})")
+    def perform(self, *args: Any, **kwargs: Any) -> Any:
+        """Perform one job for which there is no action."""
+        name = type(self).__name__
+        raise Misconfigured(f"{name} has no perform(job) and no @action({args[0].action!r})")
 
     def backoff(self, job: Job) -> timedelta:
         """How long this job waits after its failed attempt number `job.attempts` (1 for the first).
@@ -75,7 +107,7 @@ class Performer:
         if name in self.actions:
             model = self.actions[name].model
             return [] if model is None else _model_faults(model, params)
-        if type(self).perform is not Performer.perform:
+        if type(self).perform is not BasePerformer.perform:
             return []
         known = ", ".join(sorted(self.actions))
         return [f"action {name!r} is unknown; this performer has: {known}"]
@@ -89,37 +121,15 @@ class Performer:
         return getattr(self, found.method), (*arguments, job) if found.takes_job else arguments
 
 
-def _model_faults(model: type[BaseModel], params: object) -> list[str]:
-    try:
-        model.model_validate(params)
-    except ValidationError as error:
-        return [
-            f"{'.'.join(('params', *map(str, fault['loc'])))}: {fault['msg']}" for fault in error.errors()
-        ]
-    return []
+class Performer(BasePerformer):
+    """Subclass it and implement `perform`, or methods marked with `@action`.
 
+    Returning None, Ok(value) or any other JSON value is success; Err(message) or a raise is failure;
+    Snooze(delay) asks to be called again later. An `async def` runs on the event loop; a plain `def` runs
+    in a thread, which nothing can stop: its queue waits until it returns, however late.
+    """
 
-def _actions_of(performer: type[Performer]) -> dict[str, Action]:
-    return {
-        member.__action__: _action(performer, attribute, member)
-        for attribute, member in vars(performer).items()
-        if hasattr(member, "__action__")
-    }
+    if TYPE_CHECKING:
 
-
-def _action(performer: type[Performer], attribute: str, method: Callable[..., Any]) -> Action:
-    hints = get_type_hints(method)
-    every = list(inspect.signature(method).parameters)[1:]
-    # A Worker's own; it comes last.
-    names = [name for name in every if name != "state"]
-    takes_state = len(names) < len(every)
-    models = [hints.get(name) for name in names if hints.get(name) is not Job and name != "job"]
-    match models:
-        case []:
-            return Action(attribute, None, bool(names), takes_state)
-        case [type() as model] if issubclass(model, BaseModel):
-            return Action(attribute, model, len(names) > 1, takes_state)
-        case _:
-            raise Misconfigured(
-                f"{performer.__name__}.{attribute}: an action takes one pydantic model, and then job"
-            )
+        def perform(self, job: Job) -> Any:
+            """Perform one job: may be `async def`. Called for every job of a performer without actions."""

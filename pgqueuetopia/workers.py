@@ -5,23 +5,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from pgqueuetopia.dispatching import LRU, Dispatcher, check
 from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.job import Job, Seconds, as_timedelta
-from pgqueuetopia.performer import Performer
+from pgqueuetopia.performer import BasePerformer
 
 
-class Worker(Performer):
+class Worker(BasePerformer):
     """A performer of which a node has several, each with a state, and each with one job at a time.
 
-    Subclass it and implement `perform(job, state)`, or `@action` methods with a parameter `state`. A job that
-    fails, or is stopped, costs its worker: a new one takes its place, with `init` called again. One that
-    succeeds or snoozes keeps it.
+    Subclass it and implement `perform(job, state)`, or `perform(job)` where there is no state, or `@action`
+    methods, with a parameter `state` where they want it. A job that fails, or is stopped, costs its worker: a
+    new one takes its place, with `init` called again. One that succeeds or snoozes keeps it.
     """
 
     state: Any = None
+    _performs_with_state: ClassVar[bool] = True
     reinitialize: Callable[[], None]
     """Have `init` called again now, after it has failed: in failed_init, or later."""
 
@@ -34,14 +35,15 @@ class Worker(Performer):
         """
         return None
 
-    def perform(self, job: Job, state: Any = None) -> Any:
-        """Perform one job, as Performer.perform."""
-        return super().perform(job)
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._performs_with_state = len(inspect.signature(cls.perform).parameters) > 2
 
     def bound(self, job: Job) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """The method for a job, and its arguments, the state last."""
         method, arguments = super().bound(job)
-        takes_state = job.action not in self.actions or self.actions[job.action].takes_state
+        known = self.actions.get(job.action)
+        takes_state = self._performs_with_state if known is None else known.takes_state
         return method, (*arguments, self.state) if takes_state else arguments
 
 

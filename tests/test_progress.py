@@ -154,7 +154,7 @@ async def test_status_shows_the_free_workers_of_every_node_as_well(dsn: str) -> 
     go_on = anyio.Event()
 
     class Waiting(Worker):
-        async def perform(self, job: Job, state: Any = None) -> None:
+        async def perform(self, job: Job, state: Any) -> None:
             await go_on.wait()
 
     workers = Workers(Waiting, num=2)

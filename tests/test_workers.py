@@ -17,10 +17,12 @@ from pgqueuetopia import (
     MRU,
     Abandon,
     Err,
+    InvalidJob,
     Job,
     LRUNode,
     Misconfigured,
     NewJob,
+    Ok,
     Performer,
     Queuetopia,
     Snooze,
@@ -49,7 +51,7 @@ class Counted(Worker):
         type(self).made += 1
         return (*args, self.made)
 
-    async def perform(self, job: Job, state: Any = None) -> Any:
+    async def perform(self, job: Job, state: Any) -> Any:
         self.performed.append((state, job.params))
         if "fail" in job.params:
             return Err("no")
@@ -73,7 +75,7 @@ async def test_a_worker_has_one_job_at_a_time_and_there_are_num_of_them(dsn: str
     class Slow(Worker):
         busy = most = 0
 
-        async def perform(self, job: Job, state: Any = None) -> None:
+        async def perform(self, job: Job, state: Any) -> None:
             cls = type(self)
             cls.busy += 1
             cls.most = max(cls.most, cls.busy)
@@ -90,7 +92,7 @@ async def test_what_no_worker_is_free_for_is_left_to_other_nodes(dsn: str) -> No
     """The jobs that wait are not claimed: another node runs them at once."""
 
     class Busy(Worker):
-        async def perform(self, job: Job, state: Any = None) -> None:
+        async def perform(self, job: Job, state: Any) -> None:
             await anyio.sleep(3600)
 
     class Free(Performer):
@@ -132,7 +134,7 @@ async def test_a_job_that_snoozes_keeps_its_worker(dsn: str) -> None:
 
 async def test_a_job_that_is_killed_or_takes_too_long_costs_its_worker(dsn: str) -> None:
     class Stuck(Counted):
-        async def perform(self, job: Job, state: Any = None) -> None:
+        async def perform(self, job: Job, state: Any) -> None:
             self.performed.append((state, job.params))
             await anyio.sleep(3600 if job.params else 0)
 
@@ -161,7 +163,7 @@ async def test_a_state_that_is_a_context_manager_is_entered_and_left_when_its_wo
         async def init(self, *args: Any) -> Any:
             return connection((await super().init())[0])
 
-        async def perform(self, job: Job, state: Any = None) -> Any:
+        async def perform(self, job: Job, state: Any) -> Any:
             log.append(str(state))
             return Err("no") if job.params else None
 
@@ -286,7 +288,7 @@ async def test_workers_that_join_a_suspended_queue_get_nothing(dsn: str) -> None
 
 async def test_a_node_that_leaves_waits_for_its_workers_as_long_as_shutdown_says(dsn: str) -> None:
     class Long(Worker):
-        async def perform(self, job: Job, state: Any = None) -> None:
+        async def perform(self, job: Job, state: Any) -> None:
             await anyio.sleep(job.params["seconds"])
 
     async with an_app(dsn, Workers(Long, num=2, shutdown=0.6), shutdown=0) as app:
@@ -326,7 +328,24 @@ async def test_the_actions_of_a_worker_take_its_state_last(dsn: str) -> None:
         await app.create_job("q", "ping")
         await app.create_job("q", "nothing")
         await eventually(lambda: done(app))
+        with pytest.raises(InvalidJob, match="unknown"):
+            await app.create_job("q", "unknown")
     assert taken == [("a@b.c", "send", "smtp"), "smtp", None]
+
+
+async def test_a_worker_without_a_state_takes_the_job_alone_and_its_init_may_be_a_plain_function(
+    dsn: str,
+) -> None:
+    class Plain(Worker):
+        def init(self, *args: Any) -> Any:
+            return "unused"
+
+        def perform(self, job: Job) -> str:
+            return job.action
+
+    async with an_app(dsn, Workers(Plain, num=1)) as app, app.running():
+        job = await app.create_job("q", "a", reply=True)
+        assert await app.reply(job) == Ok("a")
 
 
 async def test_a_job_of_workers_is_performed_in_line_as_well(dsn: str) -> None:
@@ -412,7 +431,7 @@ async def test_across_nodes_the_one_that_has_gone_longest_without_a_job_takes_th
     takers: list[str] = []
 
     class Turn(Worker):
-        async def perform(self, job: Job, state: Any = None) -> None:
+        async def perform(self, job: Job, state: Any) -> None:
             takers.append(str(job.attempted_by))
 
     workers = Workers(Turn, num=2, dispatcher=LRUNode())

@@ -1,6 +1,7 @@
 """The workers of one node: each with a state of its own, replaced when its job fails."""
 
 import copy
+import inspect
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -89,7 +90,8 @@ class Crew:
         again = anyio.Event()
         worker.reinitialize = again.set
         try:
-            worker.state = await worker.init(*self._workers.args)
+            made: object = worker.init(*self._workers.args)
+            worker.state = await made if inspect.iscoroutine(made) else made
             if isinstance(worker.state, AbstractAsyncContextManager):
                 worker.state = await states.enter_async_context(worker.state)
         except Exception as error:
@@ -104,7 +106,9 @@ class Crew:
             await anyio.sleep(self._init_retry)
             return
         try:
-            await failed_init()
+            told = failed_init()
+            if inspect.isawaitable(told):
+                await told
         except Exception as error:
             _tell("failed_init_raised", type(worker), error)
         await again.wait()

@@ -38,7 +38,7 @@ from pgqueuetopia.outcome import (
     Snoozed,
     Succeeded,
 )
-from pgqueuetopia.performer import Performer
+from pgqueuetopia.performer import BasePerformer, Performer
 from pgqueuetopia.progress import reporter
 from pgqueuetopia.workers import Workers
 
@@ -73,7 +73,7 @@ class Execution:
     ) -> None:
         """`on_ready` is called when one of the Workers has become ready."""
         self._crew = Crew(performer, on_ready) if isinstance(performer, Workers) else None
-        self._performer = performer.template if isinstance(performer, Workers) else performer
+        self._performer: BasePerformer = performer.template if isinstance(performer, Workers) else performer
         self.workers = performer.num if isinstance(performer, Workers) else None
         self._policy = policy
         self._repo = repo
@@ -122,7 +122,7 @@ class Execution:
         if one.job is None or one.settlement is None:
             return None
         if one.settlement.failure is not None:
-            wanted = type(self._performer).handle_failed_job is not Performer.handle_failed_job
+            wanted = type(self._performer).handle_failed_job is not BasePerformer.handle_failed_job
             return self._failed(one.job) if wanted else None
         if one.settlement.outcome == "succeeded" and self._success_mode is not None:
             return self._succeeded(self._success_mode, one.job, one.settlement, one.run_time)
@@ -155,7 +155,7 @@ class Execution:
         self._crew.release(post, keep=isinstance(outcome, Succeeded | Snoozed))
         return outcome
 
-    async def _attempt(self, job: Job, listener: Listener, performer: Performer) -> Outcome:
+    async def _attempt(self, job: Job, listener: Listener, performer: BasePerformer) -> Outcome:
         """Call the performer under the job's timeout."""
         run = self._running[job.id] = Run()
         reporter.set(partial(self._progress.tell, job))
@@ -173,7 +173,7 @@ class Execution:
             run.end()
             del self._running[job.id]
 
-    async def _perform(self, job: Job, run: Run, listener: Listener, performer: Performer) -> Any:
+    async def _perform(self, job: Job, run: Run, listener: Listener, performer: BasePerformer) -> Any:
         if job.params is None:
             job = replace(job, params=await self._repo.params(job.id))
         method, arguments = performer.bound(job)
