@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import asyncpg
 import pytest
 import structlog
 from pydantic import BaseModel
@@ -34,6 +35,10 @@ from pgqueuetopia.node import turns
 from pgqueuetopia.testing import perform_job
 from tests.support import an_app, eventually
 
+END_SESSIONS = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and application_name like 'pgqueuetopia %'
+"""
 AT_ONCE = {"failure_mode": Abandon()}
 
 
@@ -271,6 +276,26 @@ async def test_a_head_that_fails_does_not_give_the_next_job_to_a_worker_that_is_
         await eventually(lambda: done(app))
         assert [job.claim for job in await app.list_jobs()] == [1, 1, 1]
     assert [params["fail"] for _, params in Slow.performed] == [0, 1, 2]
+
+
+async def test_workers_outlive_their_nodes_session_and_one_whose_job_was_stopped_by_its_loss_is_replaced(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    class Lasting(Counted):
+        async def perform(self, job: Job, state: Any) -> None:
+            self.performed.append((state, job.params))
+            await anyio.sleep(0 if job.claim > 1 or job.queue == "after" else 3600)
+
+    async with an_app(dsn, Workers(Lasting, num=2, dispatcher=MRU())) as app, app.running():
+        await eventually(lambda: Lasting.made == 2)
+        await app.create_job("q", "a", timeout=0)
+        await eventually(lambda: Lasting.performed)
+        await connection.execute(END_SESSIONS)
+        await eventually(lambda: done(app))
+        assert Lasting.made == 3
+        await app.create_job("after", "a")
+        await eventually(lambda: done(app))
+    assert [params for _, params in Lasting.performed] == [{}, {}, {}]
 
 
 async def test_workers_that_join_a_suspended_queue_get_nothing(dsn: str) -> None:
