@@ -232,6 +232,15 @@ def _params_faults(params: object) -> Iterator[str]:
         yield f"params must be a dict, not {type(params).__name__}"
 
 
+def json_text(what: str, value: object, longest: int) -> tuple[str, list[str]]:
+    """A value as JSON of at most so many characters, and what is wrong with it: then the text is empty."""
+    faults = list(json_faults(what, value))
+    text = "" if faults else json.dumps(value)
+    if len(text) > longest:
+        return "", [f"{what} has {len(text):,} characters; at most {longest:,} are stored"]
+    return text, faults
+
+
 def json_faults(where: str, value: object, depth: int = 0) -> Iterator[str]:
     """Everything in `value` that JSON, or PostgreSQL's jsonb, cannot hold, with the place it is at."""
     match value:

@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import json
 import math
 import traceback
 from collections.abc import Callable, Coroutine
@@ -19,7 +18,7 @@ from pgqueuetopia.backoff import doubling
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.step import Ended
 from pgqueuetopia.failure import FailurePolicy, settle
-from pgqueuetopia.job import Job, as_delay, json_faults
+from pgqueuetopia.job import Job, as_delay, json_text
 from pgqueuetopia.modes import Success, SuccessMode
 from pgqueuetopia.node.crew import Crew
 from pgqueuetopia.node.plan import Plan
@@ -277,10 +276,7 @@ def _encoded(job: Job, result: object) -> str | None:
     """A result as JSON; one that is not JSON is not stored, for the job has succeeded all the same."""
     if result is None:
         return None
-    faults = list(json_faults("result", result))
-    text = "" if faults else json.dumps(result)
-    if len(text) > LONGEST_RESULT:
-        faults = [f"result has {len(text):,} characters; at most {LONGEST_RESULT:,} are stored"]
+    text, faults = json_text("result", result, LONGEST_RESULT)
     if faults:
         log.warning("result_not_stored", job=job.id, queue=job.queue, faults=faults[:3])
     return None if faults else text

@@ -1,6 +1,5 @@
 """What jobs tell of their progress, written at most twice a second for each."""
 
-import json
 from typing import Any
 
 import anyio
@@ -8,7 +7,7 @@ import structlog
 
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.errors import QueuetopiaError
-from pgqueuetopia.job import Job, json_faults
+from pgqueuetopia.job import Job, json_text
 
 log = structlog.get_logger("pgqueuetopia")
 
@@ -27,10 +26,7 @@ class Progress:
 
     def tell(self, job: Job, value: Any) -> None:
         """A job has come so far; may be called by any thread."""
-        faults = list(json_faults("progress", value))
-        text = "" if faults else json.dumps(value)
-        if len(text) > LONGEST:
-            faults = [f"progress has {len(text):,} characters; at most {LONGEST:,} are stored"]
+        text, faults = json_text("progress", value, LONGEST)
         if faults:
             log.warning("progress_not_stored", job=job.id, queue=job.queue, faults=faults[:3])
         else:
