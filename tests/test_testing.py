@@ -603,9 +603,8 @@ async def test_each_test_has_a_database_of_its_own_on_a_server_that_is_named(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
-def test_each_test_has_a_database_of_its_own_on_the_embedded_server(project: Path, workers: str) -> None:
-    ended = run_pytest(project, workers)
+def test_each_test_has_a_database_of_its_own_on_the_embedded_server(project: Path) -> None:
+    ended = run_pytest(project, "-n2")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert len(databases_used(project)) == 5
     server = next(project.glob("name_*")).read_text()

@@ -298,8 +298,9 @@ async def test_a_node_that_starts_before_its_database_waits_for_it(dsn: str) -> 
 
 
 async def test_an_idle_session_gives_signs_of_life(dsn: str) -> None:
+    """Every second; a machine that stands still for three loses the session, and rightly so."""
     performer = Recorder()
-    async with an_app(dsn, performer, session_timeout=1) as app, app.running():
+    async with an_app(dsn, performer, session_timeout=4) as app, app.running():
         with structlog.testing.capture_logs() as logs:
             await pings(dsn, 3)
             await app.create_job("q", "a")
