@@ -167,7 +167,7 @@ begin
         select a.queues, a.contended, a.is_full, a.priorities, a.fronts
         into v_acquired, v_contended, more, v_priorities, v_fronts
         from pgqueuetopia.acquire(
-          p_scope, p_running || p_queues, p_claimed_at, p_avoid || v_let_go, v_room, p_rescue, v_careful, v_now,
+          p_scope, p_running || p_queues, p_claimed_at, p_avoid, v_room, p_rescue, v_careful, v_now,
           priorities, fronts
         ) a;
       end if;

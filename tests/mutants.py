@@ -57,10 +57,10 @@ MUTANTS = [
         f"{RACES}::test_a_job_that_another_node_has_just_finished_is_not_run_again",
     ),
     Mutant(
-        "the rows of a queue just found empty are not passed over",
-        STEP,
-        "p_avoid || v_let_go, v_room",
-        "p_avoid, v_room",
+        "the rows of a queue just found empty are taken for surplus ones",
+        ACQUIRE,
+        "        if not r.taken and r.ready_at > p_claimed_at[r.held] then\n",
+        "        if not r.taken then\n",
         f"{RACES}::test_a_job_that_commits_after_the_look_at_a_queue_that_goes_on_is_not_stranded",
     ),
     Mutant(

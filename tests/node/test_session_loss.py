@@ -258,8 +258,10 @@ async def test_a_node_that_finds_itself_alone_looks_for_the_queues_of_the_dead_o
         await app.create_job("q", "a")
         await eventually(lambda: there.performed)
         async with app.running():
-            await eventually(lambda: app._nodes[0]._scheduler._sleep)  # type: ignore[union-attr]
+            loop = app._nodes[0]._scheduler
+            assert loop is not None
             monkeypatch.setattr(scheduler, "RESCUE", 3600)
+            await eventually(lambda: loop._sleep and loop._rescue_pause == 3600)
             monkeypatch.setattr(scheduler, "COMPANY", 0.3)
             pid = await pid_of(dsn, (await app.status()).nodes, there.performed[0].attempted_by)
             other._pause.all = True
