@@ -31,9 +31,7 @@ class Operations:
         """The pending jobs of this scope, or of one queue, by state; suspension; nodes and workers."""
         counts = await self.repo.status(self.scope, queue)
         nodes = await self.repo.nodes(self.scope)
-        executing = await self.repo.list_jobs(
-            self.scope, None, None, "executing", None, after=0, limit=MOST_EXECUTING
-        )
+        executing = await self.repo.executing_jobs(self.scope, MOST_EXECUTING)
         return Status(
             scope=self.scope,
             queue=queue,

@@ -124,6 +124,9 @@ class Repo:
     async def executing(self, scope: str, queue: str | None) -> int:
         return int(await self._value("executing", scope, queue))
 
+    async def executing_jobs(self, scope: str, limit: int) -> list[Job]:
+        return [rows.job_of(row) for row in await self._fetch("executing_jobs", scope, limit)]
+
     async def nodes(self, scope: str) -> dict[str, int]:
         """The nodes that run now, and how many Workers each has."""
         return {row["node"]: row["workers"] or 0 for row in await self._fetch("nodes", scope)}

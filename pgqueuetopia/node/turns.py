@@ -77,6 +77,8 @@ class Turns:
 
     async def _meet(self) -> None:
         try:
-            self._others = set(await self._repo.nodes(self._scope)) - {self._node}
+            nodes = set(await self._repo.nodes(self._scope)) | {self._node}
+            self._others = nodes - {self._node}
+            self._last = {node: place for node, place in self._last.items() if node in nodes}
         except QueuetopiaError as error:
             log.warning("company_unknown", scope=self._scope, error=str(error))
