@@ -232,6 +232,20 @@ def _params_faults(params: object) -> Iterator[str]:
         yield f"params must be a dict, not {type(params).__name__}"
 
 
+def is_duration(value: object) -> bool:
+    """Whether it is a time that can be waited for: finite seconds or a timedelta, and not negative."""
+    if isinstance(value, timedelta):
+        return value >= timedelta(0)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def count_faults(what: str, count: object) -> list[str]:
+    """What is wrong with a number of which there must be one at least."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        return [f"{what} must be an integer of at least 1, not {count!r}"]
+    return []
+
+
 def json_text(what: str, value: object, longest: int) -> tuple[str, list[str]]:
     """A value as JSON of at most so many characters, and what is wrong with it: then the text is empty."""
     faults = list(json_faults(what, value))

@@ -9,7 +9,16 @@ from typing import Any
 import structlog
 
 from pgqueuetopia.errors import Misconfigured
-from pgqueuetopia.job import LONGEST_DELAY, Job, Seconds, as_delay, as_timedelta, name_faults
+from pgqueuetopia.job import (
+    LONGEST_DELAY,
+    Job,
+    Seconds,
+    as_delay,
+    as_timedelta,
+    count_faults,
+    is_duration,
+    name_faults,
+)
 from pgqueuetopia.outcome import Failure, Settlement
 
 log = structlog.get_logger("pgqueuetopia")
@@ -71,7 +80,7 @@ class Retry:
 
     def __post_init__(self) -> None:
         _refuse(
-            "Retry", [*_count_faults("times", self.times), *failure_mode_faults("finally_", self.finally_)]
+            "Retry", [*count_faults("times", self.times), *failure_mode_faults("finally_", self.finally_)]
         )
         if self.decide is not None:
             _refuse("Retry", failure_mode_faults("decide", self.decide))
@@ -105,9 +114,9 @@ class ExponentialRetry:
     max_delay: Seconds | None = None
 
     def __post_init__(self) -> None:
-        faults = [*_count_faults("times", self.times), *_count_faults("base", self.base)]
+        faults = [*count_faults("times", self.times), *count_faults("base", self.base)]
         faults += failure_mode_faults("finally_", self.finally_)
-        if self.max_delay is not None and not _is_duration(self.max_delay):
+        if self.max_delay is not None and not is_duration(self.max_delay):
             faults.append(f"max_delay must be seconds or a timedelta, not negative, not {self.max_delay!r}")
         _refuse("ExponentialRetry", faults)
 
@@ -207,18 +216,6 @@ def callable_faults(what: str, value: object) -> list[str]:
     if inspect.isclass(value):
         return [f"{what} must be an instance, not a class: {value.__name__}(...)"]
     return [] if callable(value) else [f"{what} must be callable, not {type(value).__name__}"]
-
-
-def _count_faults(what: str, count: object) -> list[str]:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        return [f"{what} must be an integer of at least 1, not {count!r}"]
-    return []
-
-
-def _is_duration(value: object) -> bool:
-    if isinstance(value, timedelta):
-        return value >= timedelta(0)
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 def _refuse(what: str, faults: Iterable[str]) -> None:

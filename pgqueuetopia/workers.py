@@ -3,13 +3,12 @@
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cached_property
 from typing import Any, ClassVar
 
 from pgqueuetopia.dispatching import LRU, Dispatcher, check
 from pgqueuetopia.errors import Misconfigured
-from pgqueuetopia.job import Job, Seconds, as_timedelta
+from pgqueuetopia.job import Job, Seconds, count_faults, is_duration
 from pgqueuetopia.performer import BasePerformer
 
 
@@ -81,11 +80,9 @@ class Workers:
         args: object = self.args
         if not isinstance(args, list | tuple):
             yield "args must be a list or a tuple of init's arguments"
-        num: object = self.num
-        if isinstance(num, bool) or not isinstance(num, int) or num < 1:
-            yield f"num must be an integer of at least 1, not {num!r}"
+        yield from count_faults("num", self.num)
         for name in ("init_retry", "shutdown"):
-            if not _is_duration(getattr(self, name)):
+            if not is_duration(getattr(self, name)):
                 yield f"{name} must be seconds or a timedelta, and not negative"
 
 
@@ -93,9 +90,3 @@ def _worker_faults(worker: object) -> list[str]:
     if inspect.isclass(worker) and issubclass(worker, Worker):
         return []
     return [f"the first argument must be a subclass of Worker, not {worker!r}"]
-
-
-def _is_duration(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
-        return False
-    return as_timedelta(value) >= timedelta(0)
