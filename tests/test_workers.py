@@ -444,6 +444,21 @@ async def test_any_object_of_the_protocol_is_a_dispatcher(dsn: str) -> None:
     assert len({state for state, _ in One.performed}) == 1
 
 
+async def test_a_dispatcher_that_returns_no_worker_fails_the_job_and_not_the_node(dsn: str) -> None:
+    class Wrong(LRU):
+        def check_out(self) -> object:
+            super().check_out()
+            return "nobody"
+
+    class One(Counted): ...
+
+    async with an_app(dsn, Workers(One, num=1, dispatcher=Wrong()), **AT_ONCE) as app, app.running():
+        job = await app.create_job("q", "a")
+        await eventually(lambda: done(app))
+        assert "check_out() of Wrong" in (await app.get_job(job)).errors[0]["error"]
+        assert (await app.status()).nodes
+
+
 def has(found: list[str], count: int) -> bool:
     return len(found) == count
 

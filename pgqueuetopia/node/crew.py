@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 import anyio
 import structlog
 
+from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.job import as_timedelta
 from pgqueuetopia.workers import Worker, Workers
 
@@ -47,9 +48,11 @@ class Crew:
         return len(self._free)
 
     def assign(self) -> Post | None:
-        """The post that takes the next job; None where none is free."""
+        """The post that takes the next job; None where none is free. Raises what the dispatcher raises."""
         found = self._free.check_out() if len(self._free) else None
-        return found if isinstance(found, Post) else None
+        if not isinstance(found, Post | None):
+            raise Misconfigured(f"check_out() of {type(self._free).__name__} returned no worker: {found!r}")
+        return found
 
     def release(self, post: Post, *, keep: bool) -> None:
         """Its job has ended; a worker that is not to be kept is replaced."""

@@ -147,7 +147,10 @@ class Execution:
         """By the performer, or the worker whose turn it is; a job that fails costs its worker."""
         if self._crew is None:
             return await self._attempt(job, listener, self._performer)
-        post = self._crew.assign()
+        try:
+            post = self._crew.assign()
+        except Exception as error:
+            return Failed(_failure_of(error))
         if post is None or post.worker is None:
             return Interrupted()
         outcome = await self._attempt(job, listener, post.worker)
