@@ -165,7 +165,7 @@ begin
   if v_orphans is not null then
     -- Not at once: a node whose session was ended from outside hears of it a little later than we do, stops
     -- its job, and may still save what has ended.
-    update pgqueuetopia.jobs j set next_attempt_at = clock_timestamp() + interval '250 milliseconds'
+    update pgqueuetopia.jobs j set next_attempt_at = clock_timestamp() + interval '500 milliseconds'
     where j.id = any (array(
       select o.id
       from unnest(v_orphans) q (queue)

@@ -86,6 +86,13 @@ MUTANTS = [
         f"{RACES}::test_what_a_dead_node_ran_waits_a_little_however_often_it_was_run_before",
     ),
     Mutant(
+        "a wait that is cut short goes on",
+        TRIGGERS,
+        "      or new.next_attempt_at < old.next_attempt_at\n",
+        "",
+        f"{RACES}::test_the_report_of_a_node_that_lost_its_session_ends_the_wait_for_it",
+    ),
+    Mutant(
         "what comes in ahead of a queue that goes on is not seen",
         CLAIM,
         "and e.ready_at <= a.after_at and not e.taken",

@@ -24,7 +24,7 @@ SLICE = 0.1
 LINGER = 0.02
 LINGER_LOOK = 0.004
 # How often a node looks for the queues of dead nodes while others run.
-RESCUE = 0.4
+RESCUE = 0.25
 HELD_UP_LOOK = 0.02
 # How long the next step waits for claimed jobs to start; it then claims nothing.
 START_PATIENCE = 0.1

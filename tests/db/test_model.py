@@ -30,7 +30,7 @@ QUEUES = st.sampled_from(["a", "b", "c"])
 NODES = st.sampled_from(["left", "right"])
 LATER = timedelta(hours=1)
 # What take() has an orphan wait, in seconds.
-ORPHAN_WAITS = 0.25
+ORPHAN_WAITS = 0.5
 TABLE = "select id, attempts, claim, outcome from pgqueuetopia.jobs"
 
 FAILURE = Failure("no")

@@ -357,6 +357,17 @@ async def test_what_a_dead_node_ran_waits_a_little_however_often_it_was_run_befo
         assert ids(await rescued(b)) == [job.id]
 
 
+async def test_the_report_of_a_node_that_lost_its_session_ends_the_wait_for_it(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        job = await app.create_job("q", "a")
+        [claimed] = (await look(a)).claimed
+        await kill(dsn, "a")
+        assert (await look(b)).claimed == []
+        stopped = Ended(claimed.queue, claimed, Settlement.interrupted())
+        assert await app.repo.persist("Test", settlement_columns([stopped], "a"), keep=True) == [job.id]
+        assert ids(await look(b)) == [job.id]
+
+
 async def test_a_job_that_comes_in_ahead_of_a_queue_that_goes_on_is_the_next(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
         first, second = [await app.create_job("q", "a") for _ in range(2)]
