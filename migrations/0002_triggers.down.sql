@@ -11,5 +11,7 @@ drop function pgqueuetopia.jobs_changed();
 drop function pgqueuetopia.look_at(text, text, timestamptz);
 drop trigger jobs_inserted on pgqueuetopia.jobs;
 drop function pgqueuetopia.jobs_inserted();
+drop function pgqueuetopia.tell(text, text[]);
+drop function pgqueuetopia.is_listened_to(text);
 drop function pgqueuetopia.ring(text);
 drop function pgqueuetopia.lock_key(text, text, text);

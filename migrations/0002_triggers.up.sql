@@ -2,8 +2,8 @@
 -- its head is due, or the queue is parked because it is suspended. The triggers keep it whoever writes.
 -- They run as their owner, so that a role that may only insert jobs needs no right on run_queue.
 
--- Every advisory lock of pgqueuetopia: ('queue', scope, queue), ('node', scope), ('sleeping', scope)
--- and ('starting', scope).
+-- Every advisory lock of pgqueuetopia: ('queue', scope, queue), ('slot', scope, topic and number), ('job', scope, id),
+-- ('node', scope), ('sleeping', scope), ('starting', scope) and ('events', scope).
 create function pgqueuetopia.lock_key(purpose text, scope text, name text default '') returns bigint
 language sql immutable parallel safe
 return hashtextextended(purpose || chr(31) || scope || chr(31) || name, 20);
@@ -22,6 +22,35 @@ begin
 end
 $$;
 
+-- Whether somebody wants to be told of events: whoever does holds the lock in shared mode.
+create function pgqueuetopia.is_listened_to(scope text) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if pg_try_advisory_lock(pgqueuetopia.lock_key('events', scope)) then
+    perform pg_advisory_unlock(pgqueuetopia.lock_key('events', scope));
+    return false;
+  end if;
+  return true;
+end
+$$;
+
+-- Tell events, each a JSON array of at most 3,000 bytes; as many in one notification as it surely can hold (8,000 bytes).
+create function pgqueuetopia.tell(scope text, events text[]) returns void
+language sql set search_path = pg_catalog, pg_temp
+as $$
+  select pg_notify(
+    'pgqueuetopia_events',
+    '[' || to_json(scope) || ',' || extract(epoch from clock_timestamp()) || ',' || string_agg(p.event, ',' order by p.n) || ']'
+  )
+  from (
+    select e.event, e.n, sum(octet_length(e.event) + 1) over (order by e.n) / 3000 as page
+    from unnest(events) with ordinality e (event, n)
+  ) p
+  group by p.page
+  order by p.page
+$$;
+
 create function pgqueuetopia.jobs_inserted() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -29,10 +58,21 @@ begin
   insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at)
   select scope, queue, max(priority), min(greatest(scheduled_at, next_attempt_at))
   from inserted
-  where done_at is null
+  where done_at is null and not topic
   group by scope, queue;
   perform pgqueuetopia.ring(scope)
   from (select distinct scope from inserted where done_at is null) as scopes;
+  perform pgqueuetopia.tell(
+    scopes.scope,
+    array(
+      select json_build_array('inserted', i.id, i.queue, 0)::text
+      from inserted i
+      where i.scope = scopes.scope and i.done_at is null
+      order by i.id
+    )
+  )
+  from (select distinct scope from inserted where done_at is null) as scopes
+  where pgqueuetopia.is_listened_to(scopes.scope);
   return null;
 end
 $$;
@@ -150,6 +190,14 @@ begin
   end if;
   if was and old.key <> 'suspended' then
     perform pgqueuetopia.unpark(old.scope, left(old.key, -length('_suspended')));
+  end if;
+  if was <> is_now then
+    perform pgqueuetopia.tell(
+      coalesce(new.scope, old.scope), array[json_build_array(
+        case when is_now then 'suspended' else 'resumed' end, null,
+        nullif(regexp_replace(coalesce(new.key, old.key), '_?suspended$', ''), ''), 0
+      )::text]
+    );
   end if;
   if tg_op <> 'INSERT' then
     perform pg_notify('pgqueuetopia_configs', json_build_array(old.scope, old.key)::text);

@@ -1,4 +1,4 @@
--- What becomes of a job, written. The first of the three parts of step() (0006): persist, acquire, claim.
+-- What becomes of a job, written. The first of the three parts of step() (0007): persist, acquire, claim.
 --
 -- The plans must not depend on statistics, for these tables grow from nothing to millions of rows between
 -- two looks of autovacuum: the node's session leaves the planner index scans and nested loops alone, and
@@ -28,6 +28,30 @@ begin
   from pgqueuetopia.jobs j
   where j.id = any (p_ids) and j.reply and j.outcome is distinct from 'moved';
 end
+$$;
+
+-- Tell those who listen what has just been written about these jobs: what an attempt has come to, and what follows.
+create function pgqueuetopia.tell_ends(p_scope text, p_ids bigint[], p_failed bigint[]) returns void
+language sql
+as $$
+  select pgqueuetopia.tell(p_scope, array_agg(e.event order by e.n, e.part))
+  from (
+    select i.n, 1 as part, json_build_array('failed', j.id, j.queue, j.attempts, left(j.errors -> -1 ->> 'error', 200))::text as event
+    from unnest(p_ids) with ordinality i (id, n)
+    join pgqueuetopia.jobs j on j.id = i.id
+    where j.id = any (p_failed)
+    union all
+    select i.n, 2, json_build_array(
+      case when j.outcome is null then 'retry_scheduled' when j.outcome = 'succeeded' then 'completed' else 'discarded' end,
+      j.id, j.queue, j.attempts,
+      case
+        when j.outcome is null then extract(epoch from nullif(j.next_attempt_at, 'infinity'))::text
+        when j.outcome <> 'succeeded' then j.outcome
+      end
+    )::text
+    from unnest(p_ids) with ordinality i (id, n)
+    join pgqueuetopia.jobs j on j.id = i.id
+  ) e
 $$;
 
 -- Put a job like each of these at the end of the queue that it is moved to.
@@ -137,6 +161,11 @@ begin
   from saving s;
   if v_told is not null then
     perform pgqueuetopia.reply(v_told);
+  end if;
+  if saved <> '{}' and pgqueuetopia.is_listened_to(p_scope) then
+    perform pgqueuetopia.tell_ends(p_scope, saved, array(
+      select s.id from unnest(p_ids, p_errors) s (id, error) where s.error is not null
+    ));
   end if;
   -- failpoint: replied
   if array_length(p_moves, 1) > 0 and array_remove(p_moves, null) <> '{}' then

@@ -38,11 +38,18 @@ create function pgqueuetopia.acquire(
   p_rescue boolean,
   p_careful boolean,
   p_now timestamptz,
+  -- the topics that this node knows; the jobs of topics that compete for the room, in their order
+  p_topics text[],
+  p_rival_priorities integer[],
+  p_rival_dues timestamptz[],
   inout priorities integer[],
   inout fronts timestamptz[],
   out queues text[],
   out contended boolean,
-  out is_full boolean
+  out is_full boolean,
+  -- how many of the rivals came first; queues that are topics: their jobs have become a topic's, and they are to be let go
+  out rivals integer,
+  out adopted text[]
 )
 language plpgsql
 as $$
@@ -52,12 +59,16 @@ declare
   r record;
   v_rows bigint[] := '{}';
   v_surplus bigint[] := '{}';
+  v_adopted bigint[] := '{}';
+  v_rivals integer := coalesce(cardinality(p_rival_dues), 0);
   v_seen integer;
 begin
   queues := '{}';
+  adopted := '{}';
+  rivals := 0;
   contended := false;
   is_full := false;
-  if fronts is null then
+  if fronts is null or fronts = '{}' then
     priorities := pgqueuetopia.priorities(p_scope);
     fronts := array_fill('-infinity'::timestamptz, array[cardinality(priorities)]);
   end if;
@@ -82,13 +93,33 @@ begin
         if not r.taken and r.ready_at > p_claimed_at[r.held] then
           v_surplus := v_surplus || r.id;
         end if;
+        continue;
       elsif r.queue = any (queues) then
         -- Removed by take.
         continue;
-      elsif pg_try_advisory_lock(pgqueuetopia.lock_key('queue', p_scope, r.queue)) then
+      elsif r.queue = any (p_topics) then
+        if r.queue = any (adopted)
+          or pg_try_advisory_lock(pgqueuetopia.lock_key('queue', p_scope, r.queue))
+        then
+          v_adopted := v_adopted || r.id;
+          if r.queue <> all (adopted) then
+            adopted := adopted || r.queue;
+          end if;
+        end if;
+        continue;
+      end if;
+      while rivals < v_rivals and (
+        p_rival_priorities[rivals + 1] > priorities[i]
+        or (p_rival_priorities[rivals + 1] = priorities[i] and p_rival_dues[rivals + 1] <= r.ready_at)
+      ) loop
+        rivals := rivals + 1;
+      end loop;
+      is_full := cardinality(v_rows) + rivals >= p_room;
+      exit when is_full;
+      if pg_try_advisory_lock(pgqueuetopia.lock_key('queue', p_scope, r.queue)) then
         v_rows := v_rows || r.id;
         queues := queues || r.queue;
-        is_full := cardinality(v_rows) >= p_room;
+        is_full := cardinality(v_rows) + rivals >= p_room;
         exit when is_full;
       elsif not r.taken then
         contended := true;
@@ -98,7 +129,11 @@ begin
       fronts[i], case when is_full or v_seen = c_most then r.ready_at else p_now end - c_late
     );
   end loop;
+  rivals := least(v_rivals, p_room - cardinality(v_rows));
   -- failpoint: locked
+  if cardinality(adopted) > 0 then
+    perform pgqueuetopia.adopt(p_scope, v_adopted, adopted);
+  end if;
   if cardinality(v_surplus) > 0 then
     delete from pgqueuetopia.run_queue q where q.id = any (array(
       select s.id from pgqueuetopia.run_queue s where s.id = any (v_surplus) for update skip locked
@@ -106,6 +141,58 @@ begin
   end if;
   if cardinality(v_rows) > 0 then
     queues := pgqueuetopia.take(p_scope, v_rows, queues, p_careful);
+  end if;
+end
+$$;
+
+-- Make the jobs of queues that are topics, and were created by somebody who did not know it, jobs of the topic. Their
+-- queues are locked. Some thousand at a time: then the rows stay, for the next look.
+create function pgqueuetopia.adopt(p_scope text, p_rows bigint[], p_queues text[]) returns void
+language plpgsql
+as $$
+declare
+  c_most constant integer := 5000;
+  v_ids bigint[];
+begin
+  v_ids := array(
+    select a.id
+    from unnest(p_queues) q (queue)
+    cross join lateral (
+      select j.id from pgqueuetopia.jobs j
+      where j.scope = p_scope and j.queue = q.queue and j.done_at is null and not j.topic
+      order by j.scheduled_at, j.id
+      limit c_most
+      for update skip locked
+    ) a
+  );
+  update pgqueuetopia.jobs j set topic = true where j.id = any (v_ids);
+  if cardinality(v_ids) < c_most then
+    delete from pgqueuetopia.run_queue q where q.id = any (array(
+      select r.id from pgqueuetopia.run_queue r where r.id = any (p_rows) for update skip locked
+    ));
+  end if;
+end
+$$;
+
+-- Have what a lost session ran wait before it is run again, for half a second: a node whose session was ended from
+-- outside hears of it a little later than we do, stops its jobs, and may still save what has ended.
+create function pgqueuetopia.wait_for_report(p_scope text, p_ids bigint[]) returns void
+language plpgsql
+as $$
+declare
+  v_waiting text[];
+begin
+  with waiting as (
+    update pgqueuetopia.jobs j set next_attempt_at = clock_timestamp() + interval '500 milliseconds'
+    where j.id = any (p_ids)
+      -- Once more, for the row may have changed while we waited for it: its node writes late, by the pool.
+      and j.outcome is null
+      and j.attempted_at >= coalesce(j.next_attempt_at, '-infinity')
+    returning json_build_array('crashed', j.id, j.queue, j.attempts, j.attempted_by)::text as event
+  )
+  select array_agg(w.event) into v_waiting from waiting w;
+  if v_waiting is not null and pgqueuetopia.is_listened_to(p_scope) then
+    perform pgqueuetopia.tell(p_scope, v_waiting);
   end if;
 end
 $$;
@@ -128,6 +215,7 @@ declare
   v_rows bigint[] := p_rows;
   v_queues text[];
   v_orphans text[];
+  v_ids bigint[];
 begin
   if p_careful then
     v_rows := array(
@@ -163,10 +251,7 @@ begin
   into v_queues, v_orphans
   from marked m;
   if v_orphans is not null then
-    -- Not at once: a node whose session was ended from outside hears of it a little later than we do, stops
-    -- its job, and may still save what has ended.
-    update pgqueuetopia.jobs j set next_attempt_at = clock_timestamp() + interval '500 milliseconds'
-    where j.id = any (array(
+    v_ids := array(
       select o.id
       from unnest(v_orphans) q (queue)
       cross join lateral (
@@ -174,14 +259,13 @@ begin
         where o.scope = p_scope
           and o.queue = q.queue
           and o.done_at is null
+          and not o.topic
           and o.claim > 0
           and o.attempted_at >= coalesce(o.next_attempt_at, '-infinity')
         offset 0
       ) o
-    ))
-    -- Once more, for the row may have changed while we waited for it: its node writes late, by the pool.
-    and j.outcome is null
-    and j.attempted_at >= coalesce(j.next_attempt_at, '-infinity');
+    );
+    perform pgqueuetopia.wait_for_report(p_scope, v_ids);
   end if;
   perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
   from unnest(p_queues) q (queue)
@@ -220,8 +304,10 @@ as $$
   ))
 $$;
 
--- Unlock every queue but these: after an error, for an advisory lock survives a rollback.
-create function pgqueuetopia.keep_only(p_scope text, p_queues text[]) returns void
+-- Unlock everything but these queues, slots and jobs: after an error, for an advisory lock survives a rollback.
+create function pgqueuetopia.keep_only(
+  p_scope text, p_queues text[], p_topics text[], p_slots integer[], p_ids bigint[]
+) returns void
 language sql
 as $$
   select pg_advisory_unlock(l.key)
@@ -234,7 +320,11 @@ as $$
       and l.mode = 'ExclusiveLock'
   ) l
   where l.key not in (
-    select pgqueuetopia.lock_key('queue', p_scope, q.queue) from unnest(p_queues) q (queue)
+    select pgqueuetopia.lock_key('queue', p_scope, q.queue) from unnest(p_queues) q (queue) where q.queue is not null
+    union all
+    select pgqueuetopia.lock_key('slot', p_scope, h.topic || chr(31) || h.slot) from unnest(p_topics, p_slots) h (topic, slot)
+    union all
+    select pgqueuetopia.lock_key('job', p_scope, j.id::text) from unnest(p_ids) j (id)
   )
 $$;
 

@@ -138,7 +138,7 @@ begin
       (
         select n.id, n.priority, greatest(n.scheduled_at, n.next_attempt_at) as due_at
         from pgqueuetopia.jobs n
-        where n.scope = p_scope and n.queue = a.queue and n.done_at is null
+        where n.scope = p_scope and n.queue = a.queue and n.done_at is null and not n.topic
           and (n.scheduled_at, n.id) > (a.after_at, a.after_id)
           and not exists (select from ahead e where e.queue = a.queue)
         order by n.scheduled_at, n.id limit 1
@@ -149,14 +149,14 @@ begin
         select w.id, w.priority, greatest(w.scheduled_at, w.next_attempt_at)
         from pgqueuetopia.jobs w
         where w.scope = p_scope and w.queue = a.queue
-          and w.done_at is null and w.next_attempt_at is not null
+          and w.done_at is null and w.next_attempt_at is not null and not w.topic
         order by w.next_attempt_at, w.id limit 1
       )
       union all
       (
         select f.id, f.priority, greatest(f.scheduled_at, f.next_attempt_at)
         from pgqueuetopia.jobs f
-        where f.scope = p_scope and f.queue = a.queue and f.done_at is null
+        where f.scope = p_scope and f.queue = a.queue and f.done_at is null and not f.topic
         order by f.scheduled_at, f.id limit 1
       )
       limit 1

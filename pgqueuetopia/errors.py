@@ -11,6 +11,7 @@ QueuetopiaError
 ├── MigrationFailed       the operator: the migrations cannot be run
 ├── AccessDenied          the operator: the role lacks a privilege
 ├── DatabaseUnavailable   the operator: the database cannot be reached
+├── WorkerFailed          the developer: a worker process of run_process gave no answer
 └── DatabaseRefused       the operator: the database refused a statement
 """
 
@@ -70,3 +71,7 @@ class DatabaseUnavailable(QueuetopiaError):
 
 class DatabaseRefused(QueuetopiaError):
     """The database refused a statement."""
+
+
+class WorkerFailed(QueuetopiaError):
+    """A worker process gave no answer: it was killed, or what it returned or raised cannot be sent."""

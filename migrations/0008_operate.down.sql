@@ -1,4 +1,5 @@
 drop function pgqueuetopia.move_job(text, bigint, text);
+drop function pgqueuetopia.tell_launched(bigint, bigint, text);
 drop function pgqueuetopia.end_job(text, bigint, text);
 drop view pgqueuetopia.nodes;
 drop view pgqueuetopia.executing;

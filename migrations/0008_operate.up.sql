@@ -1,7 +1,7 @@
 -- What people look at, and what operators do.
 
--- "Executing" is read from the locks, so it can never be wrong: the lock of the job's queue is held, and
--- the job was claimed later than it was last told to wait.
+-- "Executing" is read from the locks, so it can never be wrong: the lock of the job's queue is held (a topic's job has one
+-- of its own), and the job was claimed later than it was last told to wait. "Launched": what it started goes on.
 create view pgqueuetopia.job_states as
 with held as materialized (
   select (l.classid::bigint << 32) | l.objid::bigint as lock_key
@@ -15,16 +15,21 @@ with held as materialized (
 select
   j.*,
   case
+    when j.topic and j.outcome = 'abandoned' then 'discarded'
     when j.done_at is not null then j.outcome
     when j.claim > 0
       and j.attempted_at >= coalesce(j.next_attempt_at, '-infinity')
       and exists (
-        select from held h where h.lock_key = pgqueuetopia.lock_key('queue', j.scope, j.queue)
-      ) then 'executing'
+        select from held h
+        where h.lock_key = case
+          when j.topic then pgqueuetopia.lock_key('job', j.scope, j.id::text)
+          else pgqueuetopia.lock_key('queue', j.scope, j.queue)
+        end
+      ) then case when j.launched_at >= j.attempted_at then 'launched' else 'executing' end
     when j.next_attempt_at = 'infinity' then 'blocked'
     when j.next_attempt_at > statement_timestamp() then 'retrying'
     when j.scheduled_at > statement_timestamp() then 'scheduled'
-    when exists (
+    when not j.topic and exists (
       select from pgqueuetopia.jobs w
       where w.scope = j.scope
         and w.queue = j.queue
@@ -36,9 +41,9 @@ select
 from pgqueuetopia.jobs j;
 
 create view pgqueuetopia.executing as
-select s.id, s.scope, s.queue, s.action, s.attempts, s.claim, s.attempted_at, s.attempted_by
+select s.id, s.scope, s.queue, s.action, s.attempts, s.claim, s.attempted_at, s.attempted_by, s.launched_at
 from pgqueuetopia.job_states s
-where s.done_at is null and s.claim > 0 and s.state = 'executing';
+where s.done_at is null and s.claim > 0 and s.state in ('executing', 'launched');
 
 -- The nodes that run now: one database session each.
 create view pgqueuetopia.nodes as
@@ -55,7 +60,7 @@ where l.locktype = 'advisory'
   and a.application_name like 'pgqueuetopia %'
   and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database());
 
--- End a pending job that is not running. Either nobody holds the lock of its queue, and nobody can take
+-- End a pending job that is not running. Either nobody holds the lock of its queue (or its own, if it is a topic's), and nobody can take
 -- it while we decide, or a node holds it and the job's own row, which we lock, says whether it is the one
 -- that runs.
 create function pgqueuetopia.end_job(p_scope text, p_id bigint, p_outcome text) returns text
@@ -65,7 +70,11 @@ declare
   v_job pgqueuetopia.jobs;
   v_free boolean;
 begin
-  select pg_try_advisory_xact_lock(pgqueuetopia.lock_key('queue', j.scope, j.queue)) into v_free
+  select pg_try_advisory_xact_lock(case
+    when j.topic then pgqueuetopia.lock_key('job', j.scope, j.id::text)
+    else pgqueuetopia.lock_key('queue', j.scope, j.queue)
+  end)
+  into v_free
   from pgqueuetopia.jobs j
   where j.scope = p_scope and j.id = p_id and j.done_at is null;
   -- failpoint: queue tried
@@ -85,11 +94,34 @@ begin
   update pgqueuetopia.jobs j
   set done_at = clock_timestamp(), outcome = p_outcome, updated_at = clock_timestamp()
   where j.id = p_id;
+  if pgqueuetopia.is_listened_to(p_scope) then
+    perform pgqueuetopia.tell(p_scope, array[
+      json_build_array('discarded', v_job.id, v_job.queue, v_job.attempts, p_outcome)::text
+    ]);
+  end if;
   if v_free then
     -- A node may have tried the lock while we held it.
     perform pg_notify('pgqueuetopia_jobs', p_scope);
   end if;
   return 'OK';
+end
+$$;
+
+-- Note that a run has launched something which goes on, and tell that, or that it has ended.
+create function pgqueuetopia.tell_launched(p_id bigint, p_claim bigint, p_event text) returns void
+language plpgsql
+as $$
+declare
+  v_scope text;
+  v_event text;
+begin
+  update pgqueuetopia.jobs j
+  set launched_at = case p_event when 'launched' then clock_timestamp() else j.launched_at end
+  where j.id = p_id and j.claim = p_claim and j.outcome is null
+  returning j.scope, json_build_array(p_event, j.id, j.queue, j.attempts)::text into v_scope, v_event;
+  if v_scope is not null and pgqueuetopia.is_listened_to(v_scope) then
+    perform pgqueuetopia.tell(v_scope, array[v_event]);
+  end if;
 end
 $$;
 

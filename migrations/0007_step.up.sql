@@ -73,7 +73,18 @@ create procedure pgqueuetopia.step(
   p_keep boolean,
   p_queues_suspended boolean,
   p_started boolean,
+  -- topics (see line_up): what this node may run of them, and which slots it holds
+  p_topics text[],
+  p_parallelisms integer[],
+  p_rooms integer[],
+  p_served_at timestamptz[],
+  p_held_topics text[],
+  p_held_slots integer[],
+  p_held_ids bigint[],
+  p_held_ended boolean[],
   inout claimed pgqueuetopia.claimed_job[],
+  -- the slots of the jobs of topics, which come last in claimed
+  inout slots integer[],
   inout saved bigint[],
   inout busy bigint[],
   inout again text[],
@@ -88,6 +99,7 @@ create procedure pgqueuetopia.step(
   -- where the next step's scan of the run queue begins; null: everything (see acquire)
   inout priorities integer[],
   inout fronts timestamptz[],
+  inout topic_fronts text,
   inout next_ready_in double precision,
   inout horizon bigint,
   -- what the looks of this step have seen, at least
@@ -111,6 +123,11 @@ declare
   v_fronts timestamptz[];
   v_room integer;
   v_let_go text[];
+  v_held_ended boolean[];
+  v_first integer;
+  v_adopted text[];
+  v_started pgqueuetopia.claimed_job[];
+  v_line pgqueuetopia.line;
 begin
   crowded := false;
   if p_started then
@@ -128,6 +145,11 @@ begin
       v_snapshots := '{}';
       v_priorities := null;
       v_fronts := null;
+      slots := '{}';
+      v_adopted := '{}';
+      v_started := '{}';
+      v_line := null;
+      v_first := 0;
       if cardinality(p_ids) > 0 then
         select p.saved, p.queues, p.places, p.snapshots, p.busy into saved, v_queues, v_places, v_snapshots, busy
         from pgqueuetopia.persist(
@@ -139,6 +161,11 @@ begin
         -- Held queues that are only to be looked at.
         v_queues := v_queues || array(
           select q.queue from unnest(p_ids, p_queues) q (id, queue) where q.id is null
+        );
+      end if;
+      if cardinality(p_held_ids) > 0 then
+        v_held_ended := array(
+          select h.ended and h.id <> all (busy) from unnest(p_held_ids, p_held_ended) h (id, ended)
         );
       end if;
       -- failpoint: persisted
@@ -164,12 +191,25 @@ begin
       more := p_room > 0 and v_room <= 0;
       -- failpoint: before acquire
       if v_room > 0 and not suspended and v_may_start and not crowded then
-        select a.queues, a.contended, a.is_full, a.priorities, a.fronts
-        into v_acquired, v_contended, more, v_priorities, v_fronts
+        if cardinality(p_topics) > 0 then
+          v_line := pgqueuetopia.line_up(
+            p_scope, p_topics, p_parallelisms, p_rooms, p_served_at, p_held_topics, p_held_slots, p_held_ids, v_held_ended,
+            v_room, v_some_queue_suspended, v_now, topic_fronts::pgqueuetopia.topic_front[], fronts is null
+          );
+        end if;
+        select a.queues, a.contended, a.is_full, a.priorities, a.fronts, a.rivals, a.adopted
+        into v_acquired, v_contended, more, v_priorities, v_fronts, v_first, v_adopted
         from pgqueuetopia.acquire(
           p_scope, p_running || p_queues, p_claimed_at, p_avoid, v_room, p_rescue, v_careful, v_now,
-          priorities, fronts
+          p_topics, v_line.priorities, v_line.dues, priorities, fronts
         ) a;
+        more := more or v_first < coalesce(cardinality(v_line.ids), 0) or cardinality(v_adopted) > 0;
+        v_room := v_room - v_first;
+        if v_first > 0 then
+          select s.claimed, s.slots into v_started, slots from pgqueuetopia.start_candidates(
+            p_node, v_line.ids, v_line.claims, v_line.slots, v_first, v_careful
+          ) s;
+        end if;
       end if;
       if cardinality(v_acquired) > 0 or cardinality(p_yielding) > 0 then
         select step.claimed || c.claimed, step.again || c.again, v_let_go || c.let_go, c.skipped
@@ -184,9 +224,17 @@ begin
           p_scope, p_running, p_claimed_at, array(select c.queue from unnest(claimed) c), snapshot
         );
       end if;
-      careful := cardinality(busy) > 0 or v_skipped or v_skipped_too;
+      claimed := claimed || v_started;
+      if cardinality(claimed) > 0 and pgqueuetopia.is_listened_to(p_scope) then
+        perform pgqueuetopia.tell(p_scope, array(
+          select json_build_array('started', c.id, c.queue, c.attempts)::text from unnest(claimed) c
+        ));
+      end if;
+      careful := cardinality(busy) > 0 or v_skipped or v_skipped_too
+        or (v_careful and cardinality(v_started) < v_first);
       priorities := coalesce(v_priorities, priorities);
       fronts := coalesce(v_fronts, fronts);
+      topic_fronts := coalesce(v_line.fronts::text, topic_fronts);
       exit;
     exception
       when lock_not_available then
@@ -195,20 +243,29 @@ begin
           raise;
         end if;
         v_careful := true;
-        perform pgqueuetopia.keep_only(p_scope, p_running || p_queues);
+        perform pgqueuetopia.keep_only(p_scope, p_running || p_queues, p_held_topics, p_held_slots, p_held_ids);
       when out_of_memory then
         -- The server's lock table is full: do it again, with the queues that are ours alone.
         if crowded then
           raise;
         end if;
         crowded := true;
-        perform pgqueuetopia.keep_only(p_scope, p_running || p_queues);
+        perform pgqueuetopia.keep_only(p_scope, p_running || p_queues, p_held_topics, p_held_slots, p_held_ids);
     end;
   end loop;
   if cardinality(claimed) = 0 and not suspended then
     next_ready_in := pgqueuetopia.next_ready(
       p_scope, coalesce(priorities, pgqueuetopia.priorities(p_scope)), v_now
     );
+    if cardinality(p_topics) > 0 then
+      next_ready_in := least(next_ready_in, pgqueuetopia.next_topic_due(
+        p_scope, p_topics, v_now, topic_fronts::pgqueuetopia.topic_front[]
+      ));
+    end if;
+    if v_line.contended then
+      -- Other nodes have all the slots of a topic, and go on by themselves; but one of them may leave.
+      next_ready_in := least(next_ready_in, 0.25);
+    end if;
     if v_contended then
       -- A due queue is locked by somebody who has not marked it yet, or is about to let it go.
       next_ready_in := least(next_ready_in, 0.05);
@@ -219,7 +276,12 @@ begin
   -- failpoint: committed
   -- Only now: whoever locks a queue that was let go must see what became of its jobs.
   perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
-  from unnest(v_let_go) q (queue);
+  from unnest(v_let_go || v_adopted) q (queue);
+  if cardinality(p_held_ids) > 0 or cardinality(v_line.ids) > 0 then
+    perform pgqueuetopia.let_go_of_slots(
+      p_scope, p_held_topics, p_held_slots, p_held_ids, v_held_ended, v_line, v_started, slots
+    );
+  end if;
   if cardinality(claimed) = 0 and v_may_start then
     perform pgqueuetopia.started(p_scope);
   end if;
