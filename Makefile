@@ -8,7 +8,7 @@ SOURCES := $(wildcard pgqueuetopia tests benchmarks examples)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help .venv chaos demo test test-pg check lint types imports bench lock mutants clean
+.PHONY: help .venv chaos demo test test-pg test-cockroach check lint types imports bench lock mutants clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -17,11 +17,15 @@ demo: .venv ## 2,000 mails over 50 queues, live, on the embedded PostgreSQL
 	$(RUN) examples.demo
 
 test: .venv ## the whole suite, in parallel (ARGS='-k words' for a part)
-	$(RUN) pytest -n auto $(ARGS)
+	$(RUN) pytest -n $$((2 * $$(getconf _NPROCESSORS_ONLN))) $(ARGS)
 
 test-pg: ## the suite against other server binaries: PG_BIN=/usr/lib/postgresql/15/bin
 	@test -x "$(PG_BIN)/postgres" || { echo "PG_BIN must be a folder that holds initdb and postgres"; exit 2; }
 	PGQUEUETOPIA_PG_BIN="$(PG_BIN)" $(MAKE) test
+
+test-cockroach: .venv ## the table queues of its dialect on a real CockroachDB: DSN=postgresql://root@localhost:26257/test
+	@test -n "$(DSN)" || { echo "DSN must be that of a database in which tables can be created"; exit 2; }
+	PGQUEUETOPIA_COCKROACH_DSN="$(DSN)" $(RUN) pytest -n 0 tests/table -k cockroachdb $(ARGS)
 
 check: lint types imports test ## everything that CI calls
 

@@ -16,15 +16,23 @@ from pgqueuetopia.errors import (
     NoReply,
     NotMigrated,
     QueuetopiaError,
+    WorkerFailed,
 )
+from pgqueuetopia.event import Event, EventKind
 from pgqueuetopia.job import Job, NewJob, Page
 from pgqueuetopia.modes import Abandon, ExponentialRetry, Log, Move, Retry, Success
-from pgqueuetopia.outcome import Err, Failure, Moved, Ok, Retrying, Settlement, Snooze
+from pgqueuetopia.node.process_run import run_process
+from pgqueuetopia.outcome import Discard, Err, Failure, Launched, Moved, Ok, Retrying, Settlement, Snooze
 from pgqueuetopia.performer import Performer, action
 from pgqueuetopia.progress import progress
 from pgqueuetopia.queuetopia import Queuetopia
 from pgqueuetopia.settings import Settings
-from pgqueuetopia.status import BlockedQueue, Cancelled, Status
+from pgqueuetopia.status import BlockedQueue, Cancelled, Quantiles, Stats, Status, Utilisation
+from pgqueuetopia.table.queue import TableQueue
+from pgqueuetopia.table.status import TableStatus
+from pgqueuetopia.table_operations import TableOperations
+from pgqueuetopia.topic_worker import TopicJob, TopicWorker
+from pgqueuetopia.topics import Topic
 from pgqueuetopia.workers import Worker, Workers
 
 __all__ = [
@@ -38,8 +46,11 @@ __all__ = [
     "ConfigNotFound",
     "DatabaseRefused",
     "DatabaseUnavailable",
+    "Discard",
     "Dispatcher",
     "Err",
+    "Event",
+    "EventKind",
     "ExponentialRetry",
     "Failure",
     "InvalidConfig",
@@ -47,6 +58,7 @@ __all__ = [
     "Job",
     "JobNotFound",
     "LRUNode",
+    "Launched",
     "Log",
     "MigrationFailed",
     "Misconfigured",
@@ -58,6 +70,7 @@ __all__ = [
     "Ok",
     "Page",
     "Performer",
+    "Quantiles",
     "Queuetopia",
     "QueuetopiaError",
     "Repo",
@@ -66,10 +79,20 @@ __all__ = [
     "Settings",
     "Settlement",
     "Snooze",
+    "Stats",
     "Status",
     "Success",
+    "TableOperations",
+    "TableQueue",
+    "TableStatus",
+    "Topic",
+    "TopicJob",
+    "TopicWorker",
+    "Utilisation",
     "Worker",
+    "WorkerFailed",
     "Workers",
     "action",
     "progress",
+    "run_process",
 ]

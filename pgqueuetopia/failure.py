@@ -11,6 +11,7 @@ from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.job import Job
 from pgqueuetopia.modes import FailureMode, loaded, runs
 from pgqueuetopia.outcome import (
+    Discarded,
     Failed,
     Failure,
     Interrupted,
@@ -103,6 +104,8 @@ def settle(job: Job, outcome: Outcome, policy: FailurePolicy, delay: timedelta) 
             return policy.settle(job, failure, delay)
         case Snoozed(snooze):
             return Settlement.snoozed(snooze)
+        case Discarded(failure):
+            return Settlement.abandoned(failure)
         case Interrupted():
             return Settlement.interrupted()
         case Killed():

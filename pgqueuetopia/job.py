@@ -30,9 +30,10 @@ class Job:
     grows: hand it to other stores as a fencing token. Times are aware datetimes of the database's clock.
     `next_attempt_at` is None for a job that waits for an operator, too; its state is blocked then.
     `state` is one of executing, ready, scheduled, retrying, blocked, or the outcome of a job that has
-    ended (succeeded, abandoned, cancelled, moved). `failure_mode` is the job's own, as it is stored; `reply`
-    says whether it can be asked for replies; `moved_from` is the first of the jobs that it was moved from.
-    `last_progress` is what was told last by `progress`, in this run or an earlier one.
+    ended (succeeded, abandoned, cancelled, moved). A `topic`'s job may also be launched (`launched_at`),
+    and is called discarded where others are abandoned. `failure_mode` is the job's own, as it is stored;
+    `reply` says whether it can be asked for replies; `moved_from` is the first of the jobs that it was
+    moved from. `last_progress` is what was told last by `progress`, in this run or an earlier one.
     """
 
     id: int
@@ -58,9 +59,12 @@ class Job:
     failure_mode: dict[str, Any] | None = None
     reply: bool = False
     moved_from: int | None = None
+    topic: bool = False
+    launched_at: datetime | None = None
     inserted_at: datetime
     updated_at: datetime
     state: str = "ready"
+    key: Any = None
 
     async def progress(self, value: Any) -> None:
         """Tell how far this job has come, from within its performer: as pgqueuetopia.progress(value)."""
@@ -90,7 +94,8 @@ class Job:
 class NewJob:
     """A job to be created: create_job's arguments, for create_jobs.
 
-    Times are seconds or timedelta; `scheduled_at` is an aware datetime or a timedelta from now.
+    Times are seconds or timedelta; `scheduled_at` is an aware datetime or a timedelta from now. Without
+    `max_attempts` and `priority`: 20 and 0, or what the queue's Topic says.
     """
 
     queue: str
@@ -99,10 +104,22 @@ class NewJob:
     scheduled_at: datetime | timedelta | None = None
     timeout: Seconds = 60
     max_backoff: Seconds = 86_400
-    max_attempts: int = 20
-    priority: int = 0
+    max_attempts: int | None = None
+    priority: int | None = None
     failure_mode: Any = None
     reply: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a new job has where nothing else is said: by its topic, if its queue is one."""
+
+    max_attempts: int = 20
+    priority: int = 0
+    topic: bool = False
+
+
+NO_TOPIC = Defaults()
 
 
 class Page(list[Job]):
@@ -129,9 +146,12 @@ class JobRow:
     delay: timedelta | None
     failure_mode: str | None
     reply: bool
+    topic: bool
 
 
-def checked(job: NewJob, refusal: Callable[[str, object], list[str]] = lambda *_: []) -> JobRow:
+def checked(
+    job: NewJob, refusal: Callable[[str, object], list[str]] = lambda *_: [], defaults: Defaults = NO_TOPIC
+) -> JobRow:
     """The row of a new job; `refusal` says what else is wrong with an action and its params.
 
     Raises InvalidJob with every fault that it has.
@@ -144,14 +164,15 @@ def checked(job: NewJob, refusal: Callable[[str, object], list[str]] = lambda *_
         queue=job.queue,
         action=job.action,
         params=json.dumps(params, separators=(",", ":"), ensure_ascii=False),
-        priority=job.priority,
+        priority=defaults.priority if job.priority is None else job.priority,
         timeout=as_timedelta(job.timeout),
         max_backoff=as_timedelta(job.max_backoff),
-        max_attempts=job.max_attempts,
+        max_attempts=defaults.max_attempts if job.max_attempts is None else job.max_attempts,
         scheduled_at=job.scheduled_at if isinstance(job.scheduled_at, datetime) else None,
         delay=job.scheduled_at if isinstance(job.scheduled_at, timedelta) else None,
         failure_mode=None if job.failure_mode is None else json.dumps(job.failure_mode),
         reply=job.reply,
+        topic=defaults.topic,
     )
 
 
@@ -182,8 +203,10 @@ def _faults(job: NewJob) -> Iterator[str]:
     yield from name_faults("action", job.action)
     yield from _duration_faults("timeout", job.timeout)
     yield from _duration_faults("max_backoff", job.max_backoff)
-    yield from _integer_faults("max_attempts", job.max_attempts, least=1)
-    yield from _integer_faults("priority", job.priority, least=-LARGEST_INTEGER)
+    if job.max_attempts is not None:
+        yield from integer_faults("max_attempts", job.max_attempts, least=1)
+    if job.priority is not None:
+        yield from integer_faults("priority", job.priority, least=-LARGEST_INTEGER)
     yield from _schedule_faults(job.scheduled_at)
     if not isinstance(job.reply, bool):
         yield f"reply must be True or False, not {type(job.reply).__name__}"
@@ -204,7 +227,8 @@ def _seconds(value: Seconds) -> float:
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 
-def _integer_faults(what: str, value: object, *, least: int) -> Iterator[str]:
+def integer_faults(what: str, value: object, *, least: int) -> Iterator[str]:
+    """What is wrong with a number that the database is to hold."""
     if isinstance(value, bool) or not isinstance(value, int):
         yield f"{what} must be an integer, not {type(value).__name__}"
     elif not least <= value <= LARGEST_INTEGER:

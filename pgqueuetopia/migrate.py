@@ -6,14 +6,20 @@ from collections.abc import Sequence
 
 import anyio
 
+from pgqueuetopia import migrate_table
 from pgqueuetopia.db import migrations
 from pgqueuetopia.errors import QueuetopiaError
+
+TABLE = "To make a queue of a table of yours: python -m pgqueuetopia.migrate table --help"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 0, or 1 after an error that was printed."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        if words[:1] == ["table"]:
+            return anyio.run(migrate_table.run, migrate_table.parser().parse_args(words[1:]))
+        options = _parser().parse_args(words)
         return anyio.run(_COMMANDS[options.command], options)
     except QueuetopiaError as error:
         sys.stderr.write(f"{error}\n")
@@ -21,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pgqueuetopia.migrate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pgqueuetopia.migrate", description=__doc__, epilog=TABLE)
     parser.add_argument("command", nargs="?", default="up", choices=sorted(_COMMANDS))
     parser.add_argument("--to", type=int, help="the version to stop at (up: the newest; down: 0)")
     parser.add_argument(

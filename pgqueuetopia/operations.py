@@ -1,6 +1,6 @@
 """What operators do with the jobs of a scope."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -11,6 +11,8 @@ from pgqueuetopia.errors import InvalidJob, JobNotFound, NoReply
 from pgqueuetopia.job import Job, Page, Seconds, as_timedelta, name_faults
 from pgqueuetopia.outcome import Reply
 from pgqueuetopia.status import BlockedQueue, Cancelled, Status, workers_of
+from pgqueuetopia.table.queue import TableQueue
+from pgqueuetopia.table.together import job_faults
 
 FILTER_PAGE = 1_000
 # Of how many jobs that run status tells who runs them.
@@ -25,6 +27,7 @@ class Operations:
 
     repo: Repo
     scope: str
+    table_queues: Sequence[TableQueue] = ()
     _replies: Replies
 
     async def status(self, queue: str | None = None) -> Status:
@@ -130,7 +133,7 @@ class Operations:
         Returns the new job: the old one ends as moved, and its replies go on. Raises InvalidJob for a queue
         that cannot be, JobNotFound for a job that is not there or that runs.
         """
-        if faults := list(name_faults("queue", queue)):
+        if faults := [*name_faults("queue", queue), *job_faults(self.table_queues, queue)]:
             raise InvalidJob(faults)
         moved, why_not = await self.repo.move_job(self.scope, _id(job), queue)
         if moved is None:

@@ -1,7 +1,8 @@
 """The settings of a Queuetopia, checked when one is made."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any, get_args
@@ -10,6 +11,9 @@ from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.failure import OnExhausted
 from pgqueuetopia.job import Seconds, as_timedelta, name_faults
 from pgqueuetopia.modes import FailureMode, SuccessMode, callable_faults, failure_mode_faults
+from pgqueuetopia.table import together
+from pgqueuetopia.table.queue import TableQueue
+from pgqueuetopia.topics import Topic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,8 @@ class Options:
         logged.
     max_job_time: how long any run may last, whatever the job's timeout says; 0: no limit (notify queue).
     retry_seconds: how long a failed job waits at least (notify queue).
+    topics: the queues of which several jobs run at once (JobQueue); any other queue is a blocking one.
+    table_queues: tables of which every row is a job (Honeydew's Ecto Poll Queue).
     """
 
     poll_interval: Seconds = 60
@@ -56,6 +62,8 @@ class Options:
     success_mode: SuccessMode | None = None
     max_job_time: Seconds = 0
     retry_seconds: Seconds = 0
+    topics: Sequence[Topic] = ()
+    table_queues: Sequence[TableQueue] = ()
 
 
 NAMES = frozenset(one.name for one in fields(Options))
@@ -79,6 +87,8 @@ def _faults(options: Options) -> Iterator[str]:
     yield from _duration_faults("max_job_time", options.max_job_time, least=0)
     yield from _duration_faults("retry_seconds", options.retry_seconds, least=0)
     yield from _mode_faults(options)
+    yield from _topics_faults(options.topics)
+    yield from _table_faults(options)
     if isinstance(options.concurrency, bool) or not isinstance(options.concurrency, int):
         yield "concurrency must be an integer"
     elif options.concurrency < 1:
@@ -95,6 +105,25 @@ def _mode_faults(options: Options) -> Iterator[str]:
     for queue, mode in options.failure_modes.items():
         yield from name_faults("a queue of failure_modes", queue)
         yield from failure_mode_faults(f"failure_modes[{queue!r}]", mode)
+
+
+def _names_of(topics: object) -> list[str]:
+    given = topics if isinstance(topics, list | tuple) else []
+    return [topic.name for topic in given if isinstance(topic, Topic)]
+
+
+def _topics_faults(topics: object) -> Iterator[str]:
+    if not isinstance(topics, list | tuple) or not all(isinstance(topic, Topic) for topic in topics):
+        yield "topics must be a list of Topic(...)"
+        return
+    for name, times in Counter(topic.name for topic in topics).items():
+        if times > 1:
+            yield f"topics has {name!r} {times} times"
+
+
+def _table_faults(options: Options) -> Iterator[str]:
+    topics = _names_of(options.topics)
+    yield from together.faults(options.table_queues, topics, options.failure_mode, options.failure_modes)
 
 
 def _duration_faults(name: str, value: Any, *, least: float) -> Iterator[str]:

@@ -41,6 +41,25 @@ class Snooze:
 
 
 @dataclass(frozen=True, slots=True)
+class Discard:
+    """Give the job up at once, whatever attempts are left (JobQueue)."""
+
+    reason: object = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """The job goes on, and holds its place, until `handle` has ended (JobQueue's `{:ok, :pid, pid}`).
+
+    A process of asyncio or anyio, a task, or anything that can be awaited, such as what run_process
+    returns. Its timeout, `cancel(kill=True)` and the end of its node end it, a process with all that it
+    has started.
+    """
+
+    handle: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Why an attempt failed."""
 
@@ -71,6 +90,13 @@ class Snoozed:
 
 
 @dataclass(frozen=True, slots=True)
+class Discarded:
+    """The job is given up."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
 class Interrupted:
     """The node stopped before the job ended; the attempt is given back."""
 
@@ -80,7 +106,7 @@ class Killed:
     """Somebody had the job stopped while it ran."""
 
 
-Outcome = Succeeded | Failed | Snoozed | Interrupted | Killed
+Outcome = Succeeded | Failed | Snoozed | Discarded | Interrupted | Killed
 
 
 @dataclass(frozen=True, slots=True)

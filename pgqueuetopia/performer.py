@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pgqueuetopia.backoff import doubling
 from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.job import Job
+from pgqueuetopia.outcome import Failure
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -100,6 +101,23 @@ class BasePerformer:
     async def handle_failed_job(self, job: Job) -> None:
         """Called after each failure has been written, with the job as it is then (Queuetopia)."""
 
+    async def after_async(self, job: Job, handle: Any) -> Any:
+        """What a job comes to that has returned Launched(handle), once the handle has ended (JobQueue).
+
+        Discard(reason) gives the job up, Err(reason) is a failure, anything else success. Unless it is
+        overridden: a process's exit code other than 0 and what an awaitable raises are failures, its value
+        is the result.
+        """
+
+    @property
+    def handles_failures(self) -> bool:
+        """Whether failures are to be told to `after_failure`."""
+        return type(self).handle_failed_job is not BasePerformer.handle_failed_job
+
+    async def after_failure(self, job: Job, failure: Failure) -> None:
+        """A failure has been written."""
+        await self.handle_failed_job(job)
+
     def faults(self, name: str, params: object) -> list[str]:
         """Why this performer would not take a job with this action and these params."""
         if not self.actions:
@@ -125,8 +143,9 @@ class Performer(BasePerformer):
     """Subclass it and implement `perform`, or methods marked with `@action`.
 
     Returning None, Ok(value) or any other JSON value is success; Err(message) or a raise is failure;
-    Snooze(delay) asks to be called again later. An `async def` runs on the event loop; a plain `def` runs
-    in a thread, which nothing can stop: its queue waits until it returns, however late.
+    Snooze(delay) asks to be called again later; Launched(handle) says that the job goes on until the
+    handle ends. An `async def` runs on the event loop; a plain `def` runs in a thread, which nothing can
+    stop: its queue waits until it returns, however late.
     """
 
     if TYPE_CHECKING:

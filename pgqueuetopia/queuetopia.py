@@ -4,7 +4,7 @@ import inspect
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -17,18 +17,28 @@ import structlog
 from pgqueuetopia import options
 from pgqueuetopia.creating import Creating
 from pgqueuetopia.db.configs import Configs, merged
+from pgqueuetopia.db.events import Broadcast
 from pgqueuetopia.db.replies import Replies
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.sharing import SharedCommits
+from pgqueuetopia.db.table import Table
 from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.failure import FailurePolicy, OnExhausted
-from pgqueuetopia.job import Seconds, as_timedelta
+from pgqueuetopia.job import Defaults, Seconds, as_timedelta
 from pgqueuetopia.modes import FailureMode, SuccessMode
 from pgqueuetopia.node.leaving import until_told_to_stop
 from pgqueuetopia.node.node import Node
 from pgqueuetopia.node.plan import Pause, Plan
+from pgqueuetopia.node.table_node import TableNode
+from pgqueuetopia.node.tables import Tables
 from pgqueuetopia.operations import Operations
+from pgqueuetopia.performer import BasePerformer
+from pgqueuetopia.reporting import Reporting
 from pgqueuetopia.settings import Settings
+from pgqueuetopia.table.queue import TableQueue
+from pgqueuetopia.table.together import named
+from pgqueuetopia.table_operations import TableOperations
+from pgqueuetopia.topics import Topic
 from pgqueuetopia.workers import Workers
 
 log = structlog.get_logger("pgqueuetopia")
@@ -36,7 +46,7 @@ log = structlog.get_logger("pgqueuetopia")
 DRAINED_LOOK = 0.05
 
 
-class Queuetopia(Creating, Operations):
+class Queuetopia(Creating, Operations, Reporting):
     """Subclass it with a `repo` and a `performer`; the class's name is its scope on the database.
 
     Every setting can be a class attribute or an argument of the constructor: `repo`, `performer`, `scope`,
@@ -61,6 +71,8 @@ class Queuetopia(Creating, Operations):
     success_mode: SuccessMode | None = None
     max_job_time: Seconds = 0
     retry_seconds: Seconds = 0
+    topics: Sequence[Topic] = ()
+    table_queues: Sequence[TableQueue] = ()
 
     def __init__(self, **given: Any) -> None:
         self._set(given)
@@ -69,8 +81,12 @@ class Queuetopia(Creating, Operations):
         self.configs = Configs(self.repo, self.scope, type(self.settings), self._take_configs)
         self._shared = SharedCommits(partial(self.repo.create_jobs, self.scope))
         self._replies = Replies(self.repo)
+        self._broadcast = Broadcast(self.repo, self.scope)
         self._pause = Pause(all=self.suspended)
-        self._nodes: list[Node] = []
+        self._defaults = {
+            topic.name: Defaults(topic.max_attempts, topic.priority, topic=True) for topic in self.topics
+        }
+        self._nodes: list[Node | TableNode] = []
         self._log = log.bind(scope=self.scope)
 
     def _set(self, given: Mapping[str, Any]) -> None:
@@ -117,7 +133,7 @@ class Queuetopia(Creating, Operations):
         async with until_told_to_stop(self._hurry) as told, self.running():
             await told.wait()
 
-    async def _leave(self, node: Node) -> None:
+    async def _leave(self, node: Node | TableNode) -> None:
         if node in self._nodes:
             with anyio.CancelScope(shield=True):
                 await node.leave()
@@ -127,19 +143,27 @@ class Queuetopia(Creating, Operations):
         for node in self._nodes:
             node.hurry()
 
-    def _new_node(self) -> Node:
-        if self.performer is None:
+    def _new_node(self) -> Node | TableNode:
+        if self.performer is None and (self.table_queues or not self.topics):
             raise Misconfigured(
                 f"{type(self).__name__} needs a performer to run jobs: performer = MyPerformer()"
             )
-        return Node(
-            f"{socket.gethostname()[:20]}-{os.getpid()}-{secrets.token_hex(2)}".replace(" ", "-"),
-            self._plan(),
+        name = f"{socket.gethostname()[:20]}-{os.getpid()}-{secrets.token_hex(2)}".replace(" ", "-")
+        performer, plan, policy = self.performer or BasePerformer(), self._plan(), self._policy()
+        tables = Tables(self.table_queues, self.repo, plan, policy, performer, name)
+        if tables.are_all_there_is:
+            return TableNode(name, plan, tables)
+        return Node(name, plan, self.repo, performer, policy, self._take_configs, tables)
+
+    def table(self, queue: TableQueue | str) -> TableOperations:
+        """One of its table queues, to look at its rows and decide about them. Raises Misconfigured."""
+        table = Table(
             self.repo,
-            self.performer,
-            self._policy(),
-            self._take_configs,
+            named(self.table_queues, queue),
+            self.scope,
+            alone_suspended=self.per_queue_suspension,
         )
+        return TableOperations(table, self.scope, self, self._pause.holds)
 
     def _policy(self) -> FailurePolicy:
         least_delay = as_timedelta(self.retry_seconds)
@@ -165,6 +189,7 @@ class Queuetopia(Creating, Operations):
             max_job_time=as_timedelta(self.max_job_time).total_seconds(),
             success_mode=self._option("success_mode"),
             per_queue_suspension=self.per_queue_suspension,
+            topics=tuple(self.topics),
             pause=self._pause,
         )
 
@@ -174,9 +199,14 @@ class Queuetopia(Creating, Operations):
             node.wake()
         return bool(self._nodes)
 
+    def wake_up(self) -> bool:
+        """As `notify` (JobQueue's name)."""
+        return self.notify()
+
     async def close(self) -> None:
         """Close the pool; it opens again on its next use."""
         await self._replies.close()
+        await self._broadcast.close()
         await self.repo.close()
 
     # Pausing

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -60,6 +60,42 @@ class BlockedQueue:
     next_attempt_at: datetime | None
     since: datetime
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Of many times, the median, and the one that 99 of 100 do not exceed."""
+
+    median: timedelta
+    p99: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """What has ended of one queue and action.
+
+    `done` by success, `failed` for good, `retried` after a failed attempt; `wait`: from when a job was due
+    to its last start; `run`: from that to its end.
+    """
+
+    queue: str
+    action: str
+    done: int
+    failed: int
+    retried: int
+    wait: Quantiles
+    run: Quantiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Utilisation:
+    """How much of a topic's parallelism is in use: on all nodes, and by node (running, launched)."""
+
+    topic: str
+    parallelism: int
+    running: int
+    launched: int
+    nodes: Mapping[str, tuple[int, int]]
 
 
 def workers_of(

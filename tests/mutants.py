@@ -19,12 +19,14 @@ TRIGGERS = "migrations/0002_triggers.up.sql"
 PERSIST = "migrations/0003_persist.up.sql"
 ACQUIRE = "migrations/0004_acquire.up.sql"
 CLAIM = "migrations/0005_claim.up.sql"
-STEP = "migrations/0006_step.up.sql"
-OPERATE = "migrations/0007_operate.up.sql"
+TOPICS = "migrations/0006_topics.up.sql"
+STEP = "migrations/0007_step.up.sql"
+OPERATE = "migrations/0008_operate.up.sql"
 NODE = "pgqueuetopia/node/node.py"
 SCHEDULER = "pgqueuetopia/node/scheduler.py"
 
 RACES = "tests/db/test_races.py"
+SLOTS = "tests/db/test_slots.py"
 LOSS = "tests/node/test_session_loss.py"
 SHORTAGES = "tests/node/test_shortages.py"
 
@@ -201,6 +203,51 @@ MUTANTS = [
         "select pg_try_advisory_xact_lock(pgqueuetopia.lock_key('queue', j.scope, j.queue)) into v_free",
         "select true into v_free",
         f"{RACES}::test_a_job_that_is_being_claimed_is_not_cancelled",
+    ),
+    Mutant(
+        "a topic's slots are not locked",
+        TOPICS,
+        "            and pg_try_advisory_lock("
+        "pgqueuetopia.lock_key('slot', p_scope, v_topic || chr(31) || v_next))\n",
+        "",
+        f"{SLOTS}::test_two_nodes_together_run_no_more_than_the_parallelism",
+    ),
+    Mutant(
+        "a topic's job is not locked before it is read again",
+        TOPICS,
+        "          or not (r.id = any (v_mine) or pg_try_advisory_lock("
+        "pgqueuetopia.lock_key('job', p_scope, r.id::text)));",
+        ";",
+        f"{SLOTS}::test_two_nodes_together_run_no_more_than_the_parallelism",
+    ),
+    Mutant(
+        "a topic's job is started by what was read before it was locked",
+        TOPICS,
+        "      and j.claim = c.claim\n",
+        "",
+        f"{SLOTS}::test_a_job_whose_node_dies_while_another_looks_waits_for_its_report",
+    ),
+    Mutant(
+        "a topic's job that has ended is started",
+        TOPICS,
+        "      and j.claim = c.claim\n      and j.outcome is null\n",
+        "      and j.claim = c.claim\n",
+        f"{SLOTS}::test_a_job_that_was_cancelled_after_it_was_lined_up_is_not_started",
+    ),
+    Mutant(
+        "what a dead node ran of a topic is taken for free room",
+        TOPICS,
+        "          v_left := v_left - 1;\n          continue each_topic when v_left = 0;\n"
+        "          continue;\n",
+        "          continue;\n",
+        f"{SLOTS}::test_what_a_dead_node_ran_waits_for_its_report_and_takes_up_room_meanwhile",
+    ),
+    Mutant(
+        "slots are kept",
+        STEP,
+        "  if cardinality(p_held_ids) > 0 or cardinality(v_line.ids) > 0 then\n",
+        "  if false then\n",
+        f"{SLOTS}::test_a_slot_that_is_not_needed_any_longer_is_let_go",
     ),
     Mutant(
         "a full lock table ends the step",

@@ -3,6 +3,7 @@ import pgqueuetopia
 PUBLIC = """
 Queuetopia Performer Repo Job NewJob Ok Err Snooze action
 Abandon Move Retry ExponentialRetry Log Retrying Moved Worker Workers LRU MRU LRUNode progress
+TableQueue TableStatus TableOperations
 """
 
 

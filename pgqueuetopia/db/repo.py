@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
@@ -18,6 +18,7 @@ from pgqueuetopia.db.driver import (
 )
 from pgqueuetopia.db.statements import SQL
 from pgqueuetopia.job import Job, JobRow
+from pgqueuetopia.status import Quantiles, Stats
 
 # What nodes tell each other: followed by the scope and the name of the node that has taken a job.
 TOOK = "took "
@@ -134,6 +135,33 @@ class Repo:
     async def tell_turn(self, scope: str, node: str) -> None:
         """Tell the nodes of the scope that this one has taken a job."""
         await self._fetch("tell_turn", f"{TOOK}{scope} {node}")
+
+    async def stats(self, scope: str, since: datetime | None, last: timedelta | None) -> list[Stats]:
+        return [
+            Stats(
+                queue=row["queue"],
+                action=row["action"],
+                done=row["done"],
+                failed=row["failed"],
+                retried=row["retried"],
+                wait=Quantiles(*[timedelta(seconds=part) for part in row["waits"]]),
+                run=Quantiles(*[timedelta(seconds=part) for part in row["runs"]]),
+            )
+            for row in await self._fetch("stats", scope, since, last)
+        ]
+
+    async def utilisation(self, scope: str, topic: str) -> tuple[int | None, list[tuple[str, int, int]]]:
+        """What a config says of a topic's parallelism; how many jobs each node runs, and has launched."""
+        [row] = await self._fetch("utilisation", scope, topic)
+        return row["parallelism"], [tuple(node) for node in row["nodes"]]
+
+    async def delete_ended(self, scope: str, age: timedelta) -> int:
+        """Remove the jobs that ended longer ago; returns how many."""
+        return int(await self._value("delete_ended", scope, age))
+
+    async def tell_launched(self, job_id: int, claim: int, event: str) -> None:
+        """A run has launched something, or that has ended."""
+        await self._fetch("tell_launched", job_id, claim, event)
 
     async def suspended(self, scope: str, queue: str | None) -> bool:
         return bool(await self._value("suspended", scope, queue))

@@ -43,14 +43,24 @@ CLAIMED = (
     "done_at",
     "outcome",
     "state",
+    "topic",
+    "launched_at",
+    "key",
     "scope",
 )
-RUNS = (None, None, None, None, "executing")
+RUNS = (None, None, None, None, "executing", False, None, None)
 # Job's own constructor takes 5 µs, for it is frozen: a sixth of what a claim costs a node.
 _PUT = tuple(getattr(Job, name).__set__ for name in CLAIMED)
-_PUT_PARAMS, _PUT_NEXT, _PUT_ERRORS, _PUT_MODE = (
-    _PUT[CLAIMED.index(n)] for n in ("params", "next_attempt_at", "errors", "failure_mode")
+_PUT_PARAMS, _PUT_NEXT, _PUT_ERRORS, _PUT_MODE, _PUT_TOPIC = (
+    _PUT[CLAIMED.index(n)] for n in ("params", "next_attempt_at", "errors", "failure_mode", "topic")
 )
+
+
+def topic_job_of(row: asyncpg.Record, scope: str) -> Job:
+    """A topic's job from a claimed_job."""
+    job = claimed_job_of(row, scope)
+    _PUT_TOPIC(job, True)
+    return job
 
 
 def claimed_job_of(row: asyncpg.Record, scope: str) -> Job:
@@ -94,6 +104,7 @@ def created_job(scope: str, row: JobRow, stored: asyncpg.Record) -> Job:
         max_attempts=row.max_attempts,
         failure_mode=loaded(row.failure_mode),
         reply=row.reply,
+        topic=row.topic,
         state="scheduled" if stored["scheduled_at"] > stored["inserted_at"] else "ready",
         **dict(stored.items()),
     )

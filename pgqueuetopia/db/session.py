@@ -21,7 +21,7 @@ from pgqueuetopia.db.driver import (
 )
 from pgqueuetopia.db.repo import TOOK
 from pgqueuetopia.db.statements import SQL
-from pgqueuetopia.db.step import Ended, Stepped, settlement_columns, stepped_of
+from pgqueuetopia.db.step import NO_LINES, Ended, Lines, Stepped, settlement_columns, stepped_of
 from pgqueuetopia.errors import DatabaseUnavailable, Misconfigured
 
 JOBS_CHANNEL = "pgqueuetopia_jobs"
@@ -79,6 +79,7 @@ class Session:
         self._starting = False
         # Where the scan of the run queue goes on: priorities, and a time for each.
         self._front: tuple[list[int] | None, list[datetime] | None] = None, None
+        self._topic_fronts: str | None = None
         self.sleeping = False
         self.lost = False
         self._on_kill = on_kill
@@ -189,22 +190,23 @@ class Session:
         queues_suspended: bool = True,
         started: bool = True,
         careful: bool = False,
+        lines: Lines | None = None,
     ) -> Stepped:
         """Persist what ended (in_order) and claim the next jobs, for all queues, in one round trip.
 
         `running`: the queues whose job runs on, and when it was claimed, by the server's clock.
         `everything`: scan the run queue from its start, and not from where the last step came to.
-        `queues_suspended`: whether configs suspend single queues.
-        `yielding`: which of their queues go on only where others need no room. Unless everything
-        that was claimed before has `started`, `room` must be 0. A `careful` step passes over rows that
-        somebody has locked; another one waits for them a little, and then becomes careful.
+        `queues_suspended`: whether configs suspend single queues. `yielding`: which of their queues go on
+        only where others need no room. Unless everything that was claimed before has `started`, `room`
+        must be 0. A `careful` step passes over rows that somebody has locked; another one waits for them
+        a little, and then becomes careful. `lines`: the topics of this node.
         """
         [row] = await self._fetch(
             "step",
             self.scope,
             self.node,
             *settlement_columns(ended, self.node),
-            [one.queue for one in ended],
+            [None if one.slot else one.queue for one in ended],
             [one.snapshot for one in ended],
             yielding,
             list(running),
@@ -217,8 +219,10 @@ class Session:
             self._starting and started,
             careful,
             *((None, None) if everything else self._front),
+            *(lines.columns(self._topic_fronts) if lines else NO_LINES),
         )
         self._front = row["priorities"], row["fronts"]
+        self._topic_fronts = row["topic_fronts"]
         stepped = stepped_of(row, self.scope)
         self._starting = bool(stepped.claimed) or (self._starting and not started)
         return stepped

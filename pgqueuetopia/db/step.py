@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import asyncpg
@@ -16,8 +17,9 @@ from pgqueuetopia.outcome import SUCCEEDED, Settlement
 class Ended:
     """A held queue whose job has ended, to be settled and looked at again.
 
-    `job` is None where a held queue is only to be looked at. `slice_since` is when the queue's slice began,
-    by the node's clock; `snapshot` is that of the step that claimed the job; `run_time` is in seconds.
+    `job` is None where a held queue is only to be looked at. `slice_since` is when the queue's slice
+    began, by the node's clock; `snapshot` is that of the step that claimed the job; `run_time` is in
+    seconds. A topic's job has a slot of its queue, and not all of it.
     """
 
     queue: str
@@ -27,6 +29,7 @@ class Ended:
     slice_since: float = 0.0
     snapshot: str | None = None
     run_time: float = 0.0
+    slot: int | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -39,6 +42,8 @@ class Stepped:
     """What a step did, and when to look again."""
 
     claimed: list[Job]
+    # Of the jobs of topics, which come last in claimed.
+    slots: list[int]
     saved: frozenset[int]
     busy: frozenset[int]
     again: list[str]
@@ -53,10 +58,41 @@ class Stepped:
     snapshot: str
 
 
+@dataclass(slots=True)
+class Lines:
+    """What a node may run of topics, and the slots that it holds.
+
+    `rooms`: topic, how many of its jobs run at once in the cluster, for how many more there is room here,
+    and when one was started here last. `held`: topic, number of the slot, id of the job, and whether that
+    has ended.
+    """
+
+    rooms: list[tuple[str, int, int, datetime | None]]
+    held: list[tuple[str, int, int, bool]]
+
+    def columns(self, fronts: str | None) -> list[Any]:
+        """One array for each; and where the scans of topics begin, as the step before told."""
+        return [
+            *[[room[n] for room in self.rooms] for n in range(4)],
+            *[[held[n] for held in self.held] for n in range(4)],
+            fronts,
+        ]
+
+
+# Nor fronts of topics.
+NO_LINES = (None,) * 9
+
+
 def stepped_of(row: asyncpg.Record, scope: str) -> Stepped:
     """What a step did, from the row that it returned."""
+    claimed, slots = row["claimed"], row["slots"]
+    blocking = len(claimed) - len(slots)
     return Stepped(
-        claimed=[rows.claimed_job_of(job, scope) for job in row["claimed"]],
+        claimed=[
+            *[rows.claimed_job_of(job, scope) for job in claimed[:blocking]],
+            *[rows.topic_job_of(job, scope) for job in claimed[blocking:]],
+        ],
+        slots=slots,
         saved=frozenset(row["saved"]),
         busy=frozenset(row["busy"]),
         again=row["again"],

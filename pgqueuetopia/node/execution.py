@@ -15,21 +15,26 @@ import anyio.to_thread
 import structlog
 
 from pgqueuetopia.backoff import doubling
-from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.step import Ended
+from pgqueuetopia.errors import QueuetopiaError
 from pgqueuetopia.failure import FailurePolicy, settle
-from pgqueuetopia.job import Job, as_delay, json_text
+from pgqueuetopia.job import Job, Seconds, as_delay, json_text
 from pgqueuetopia.modes import Success, SuccessMode
 from pgqueuetopia.node.crew import Crew
 from pgqueuetopia.node.plan import Plan
+from pgqueuetopia.node.processes import ended, stop
 from pgqueuetopia.node.progress import Progress
 from pgqueuetopia.node.run import Run, Stop
+from pgqueuetopia.node.store import Store
 from pgqueuetopia.outcome import (
+    Discard,
+    Discarded,
     Err,
     Failed,
     Failure,
     Interrupted,
     Killed,
+    Launched,
     Ok,
     Outcome,
     Settlement,
@@ -37,8 +42,9 @@ from pgqueuetopia.outcome import (
     Snoozed,
     Succeeded,
 )
-from pgqueuetopia.performer import BasePerformer, Performer
+from pgqueuetopia.performer import BasePerformer
 from pgqueuetopia.progress import reporter
+from pgqueuetopia.topic_worker import TopicWorker, worker_of
 from pgqueuetopia.workers import Workers
 
 log = structlog.get_logger("pgqueuetopia")
@@ -64,15 +70,17 @@ class Execution:
 
     def __init__(
         self,
-        performer: Performer | Workers,
+        performer: BasePerformer | Workers,
         plan: Plan,
         policy: FailurePolicy,
-        repo: Repo,
+        repo: Store,
         on_ready: Callable[[], None],
     ) -> None:
         """`on_ready` is called when one of the Workers has become ready."""
         self._crew = Crew(performer, on_ready) if isinstance(performer, Workers) else None
         self._performer: BasePerformer = performer.template if isinstance(performer, Workers) else performer
+        self._topics = {topic.name: topic for topic in plan.topics}
+        self._made: dict[type[TopicWorker], TopicWorker] = {}
         self.workers = performer.num if isinstance(performer, Workers) else None
         self._policy = policy
         self._repo = repo
@@ -121,16 +129,24 @@ class Execution:
         if one.job is None or one.settlement is None:
             return None
         if one.settlement.failure is not None:
-            wanted = type(self._performer).handle_failed_job is not BasePerformer.handle_failed_job
-            return self._failed(one.job) if wanted else None
+            wanted = self._wants_failures(one.job)
+            return self._failed(one.job, one.settlement.failure) if wanted else None
         if one.settlement.outcome == "succeeded" and self._success_mode is not None:
             return self._succeeded(self._success_mode, one.job, one.settlement, one.run_time)
         return None
 
-    async def _failed(self, job: Job) -> None:
+    def _wants_failures(self, job: Job) -> bool:
+        """Not if it is the performer that cannot be made."""
+        try:
+            return self._performer_of(job).handles_failures
+        except Exception:
+            return False
+
+    async def _failed(self, job: Job, failure: Failure) -> None:
         try:
             with anyio.fail_after(HOOK_TIMEOUT):
-                await self._performer.handle_failed_job(await self._repo.get_job(job.scope, job.id) or job)
+                stored = await self._repo.get_job(job.scope, job.id) or job
+                await self._performer_of(job).after_failure(stored, failure)
         except Exception as error:
             _tell_exception("handle_failed_job_raised", job, error)
 
@@ -145,8 +161,12 @@ class Execution:
 
     async def _perform_by_worker(self, job: Job, listener: Listener) -> Outcome:
         """By the performer, or the worker whose turn it is; a job that fails costs its worker."""
-        if self._crew is None:
-            return await self._attempt(job, listener, self._performer)
+        try:
+            performer = self._performer_of(job)
+        except Exception as error:
+            return Failed(_failure_of(error))
+        if self._crew is None or performer is not self._performer:
+            return await self._attempt(job, listener, performer)
         try:
             post = self._crew.assign()
         except Exception as error:
@@ -156,6 +176,15 @@ class Execution:
         outcome = await self._attempt(job, listener, post.worker)
         self._crew.release(post, keep=isinstance(outcome, Succeeded | Snoozed))
         return outcome
+
+    def _performer_of(self, job: Job) -> BasePerformer:
+        """The application's performer, or the worker of a topic that this job was made for."""
+        worker = worker_of(job.queue, job.action) if job.topic else None
+        if worker is None:
+            return self._performer
+        if worker not in self._made:
+            self._made[worker] = worker()
+        return self._made[worker]
 
     async def _attempt(self, job: Job, listener: Listener, performer: BasePerformer) -> Outcome:
         """Call the performer under the job's timeout."""
@@ -183,10 +212,38 @@ class Execution:
         if not inspect.iscoroutinefunction(method):
             run.in_thread = True
             call = partial(method, *arguments)
-            return await self._perform_in_thread(call, job, limit, listener)
-        if limit:
+            value = await self._perform_in_thread(call, job, limit, listener)
+            run.in_thread = False
+        else:
             run.limit(limit)
-        return await method(*arguments) if listener.begin(job) else Interrupted()
+            value = await method(*arguments) if listener.begin(job) else Interrupted()
+        if isinstance(value, Launched):
+            run.limit(limit)
+            return await self._follow(job, performer, value.handle)
+        return value
+
+    async def _follow(self, job: Job, performer: BasePerformer, handle: Any) -> Any:
+        """Wait until what the job has launched has ended, and ask what the job has come to."""
+        try:
+            await self._tell(job, "launched")
+            value = await _value_of(handle)
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True):
+                await stop(handle)
+            raise
+        await self._tell(job, "process_completed")
+        if type(performer).after_async is not BasePerformer.after_async:
+            return await performer.after_async(job, handle)
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    async def _tell(self, job: Job, event: str) -> None:
+        """Have others see how a job fares that has launched something; it goes on if that cannot be told."""
+        try:
+            await self._repo.tell_launched(job.id, job.claim, event)
+        except QueuetopiaError as error:
+            log.warning("launch_not_told", job=job.id, queue=job.queue, error=str(error))
 
     def _limit(self, job: Job) -> float:
         """How many seconds a run may last; 0 for ever."""
@@ -211,10 +268,26 @@ class Execution:
         if not isinstance(outcome, Failed):
             return timedelta(0)
         try:
-            return as_delay(self._performer.backoff(job))
+            return as_delay(self._backoff(job))
         except Exception as error:
             _tell_exception("backoff_raised", job, error)
             return doubling(job.attempts - 1, job.max_backoff)
+
+    def _backoff(self, job: Job) -> Seconds:
+        """The performer's own, if it has one, else its topic's."""
+        performer = self._performer_of(job)
+        topic = self._topics.get(job.queue) if job.topic else None
+        if topic is None or type(performer).backoff is not BasePerformer.backoff:
+            return performer.backoff(job)
+        return topic.delay(job)
+
+
+async def _value_of(handle: Any) -> Any:
+    """What a handle has come to, or the exception that it raised."""
+    try:
+        return await ended(handle)
+    except Exception as error:
+        return error
 
 
 def _outcome_of(value: object) -> Outcome:
@@ -227,6 +300,8 @@ def _outcome_of(value: object) -> Outcome:
             return Failed(Failure(_said(message)))
         case Snooze(delay):
             return Snoozed(as_delay(delay))
+        case Discard(reason):
+            return Discarded(Failure(_said(reason)))
         case Interrupted():
             return value
         case _:

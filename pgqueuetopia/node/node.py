@@ -23,8 +23,9 @@ from pgqueuetopia.node.plan import Plan
 from pgqueuetopia.node.room import Room
 from pgqueuetopia.node.scheduler import Scheduler
 from pgqueuetopia.node.stalls import report_stalls
+from pgqueuetopia.node.tables import Tables
 from pgqueuetopia.node.turns import Turns
-from pgqueuetopia.performer import Performer
+from pgqueuetopia.performer import BasePerformer
 from pgqueuetopia.workers import Workers
 
 log = structlog.get_logger("pgqueuetopia")
@@ -45,11 +46,13 @@ class Node:
         name: str,
         plan: Plan,
         repo: Repo,
-        performer: Performer | Workers,
+        performer: BasePerformer | Workers,
         policy: FailurePolicy,
         on_configs: Callable[[Configs], None],
+        tables: Tables,
     ) -> None:
         self.name = name
+        self._tables = tables
         self._plan = plan
         self._repo = repo
         self._on_configs = on_configs
@@ -69,6 +72,7 @@ class Node:
         From then on only leave() ends it: who is cancelled leaves in order, too.
         """
         try:
+            await self._tables.check()
             session = await self._first_session()
             with anyio.CancelScope(shield=True):
                 await self._live(session, task_status)
@@ -81,6 +85,7 @@ class Node:
             tasks.start_soon(clean_for_ever, self._repo, self._plan, name="cleaner")
             tasks.start_soon(report_stalls, self._log, name="stalls")
             tasks.start_soon(self._execution.serve, name="workers and progress")
+            tasks.start_soon(self._tables.run, name="table queues")
             if self._turns is not None:
                 tasks.start_soon(self._turns.keep_company, name="company")
             self._log.info("node_started")
@@ -89,12 +94,14 @@ class Node:
                 await self._serve(session, jobs)
                 session = None if self._leaving.is_set() else await self._next_session()
                 await self._save_late()
+            await self._tables.end()
             tasks.cancel_scope.cancel()
             self._log.info("node_left")
 
     async def leave(self) -> None:
         """Claim nothing more, let the jobs end for `shutdown` seconds, cancel the rest, and go."""
         self._leaving.set()
+        self._tables.leave()
         if self._scheduler is not None:
             self._scheduler.leaving = True
         self._bell.ring()
@@ -112,10 +119,12 @@ class Node:
         if self._scheduler is not None and self._scheduler.running:
             self._log.warning("jobs_interrupted", queues=len(self._scheduler.running))
         self._execution.interrupt()
+        self._tables.interrupt()
 
     def wake(self) -> None:
         """Look now: something that the database does not tell has changed."""
         self._bell.ring()
+        self._tables.wake()
 
     async def _first_session(self) -> Session | None:
         """Wait for the database; what an operator must mend is raised."""
@@ -212,7 +221,10 @@ class Node:
             while scheduler.running:
                 await self._bell.wait(GRACE)
         if scheduler.running:
-            self._log.error("jobs_ignore_cancellation", queues=sorted(scheduler.running)[:10])
+            self._log.error(
+                "jobs_ignore_cancellation",
+                queues=sorted(hold.job.queue for hold in scheduler.running.values())[:10],
+            )
         self._unsaved += [one for one in scheduler.ended if one.job is not None]
         await self._save_late()
 
@@ -259,10 +271,11 @@ class Node:
 
     def _lose(self) -> None:
         """Go on as if the session had ended."""
+        self._tables.give_up()
         if self._scheduler is not None:
             self._scheduler.session.lost = True
         self._bell.ring()
 
 
-def _takes_turns(performer: Performer | Workers) -> bool:
+def _takes_turns(performer: BasePerformer | Workers) -> bool:
     return isinstance(performer, Workers) and isinstance(performer.dispatcher, LRUNode)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from pgqueuetopia.modes import SuccessMode
+from pgqueuetopia.topics import Topic
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class Plan:
     max_job_time: float
     success_mode: SuccessMode | None
     per_queue_suspension: bool
+    topics: tuple[Topic, ...]
     pause: Pause
 
     @property

@@ -5,14 +5,15 @@ from typing import Any
 import anyio
 import structlog
 
-from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.errors import QueuetopiaError
 from pgqueuetopia.job import Job, json_text
+from pgqueuetopia.node.store import Store
 
 log = structlog.get_logger("pgqueuetopia")
 
-# In seconds.
+# In seconds: between two looks, and what the last one of a node that leaves may take.
 PAUSE = 0.5
+LAST = 5.0
 # How many characters a progress has at most, as JSON.
 LONGEST = 10_000
 
@@ -20,7 +21,7 @@ LONGEST = 10_000
 class Progress:
     """The latest of each job, until it is written."""
 
-    def __init__(self, repo: Repo) -> None:
+    def __init__(self, repo: Store) -> None:
         self._repo = repo
         self._latest: dict[tuple[int, int], str] = {}
 
@@ -39,7 +40,7 @@ class Progress:
                 await self._write()
                 await anyio.sleep(PAUSE)
         finally:
-            with anyio.move_on_after(PAUSE, shield=True):
+            with anyio.move_on_after(LAST, shield=True):
                 await self._write()
 
     async def _write(self) -> None:
@@ -47,8 +48,12 @@ class Progress:
         if not self._latest:
             return
         latest, self._latest = self._latest, {}
+        is_written = False
         try:
             await self._repo.write_progress(latest)
+            is_written = True
         except (QueuetopiaError, TimeoutError) as error:
-            self._latest = latest | self._latest
             log.warning("progress_unsaved", jobs=len(latest), error=str(error))
+        finally:
+            if not is_written:
+                self._latest = latest | self._latest

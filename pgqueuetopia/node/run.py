@@ -35,8 +35,9 @@ class Run:
         self.in_thread = False
 
     def limit(self, seconds: float) -> None:
-        """Stop it if it has not ended by then."""
-        self._timer = self._task.get_loop().call_later(seconds, self.stop, Stop.TIMED_OUT)
+        """Stop it if it has not ended by then, counted from the first time; 0: never."""
+        if seconds and self._timer is None:
+            self._timer = self._task.get_loop().call_later(seconds, self.stop, Stop.TIMED_OUT)
 
     def stop(self, why: Stop) -> None:
         """Cancel the task; the first reason counts."""

@@ -2,14 +2,16 @@
 
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import anyio.lowlevel
 import structlog
 
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Ended, Stepped, in_order
+from pgqueuetopia.db.step import Ended, Lines, Stepped, in_order
 from pgqueuetopia.job import Job
 from pgqueuetopia.node.bell import Bell
 from pgqueuetopia.node.plan import Plan
@@ -54,12 +56,16 @@ class Sleep:
 
 @dataclass(slots=True)
 class Hold:
-    """A queue that is held while its job runs: since when, when its slice began, what the claim had seen."""
+    """A queue, or a slot of one, that is held while its job runs.
+
+    Since when, when its slice began, and what the claim had seen.
+    """
 
     job: Job
     since: float
     slice_since: float
     snapshot: str
+    slot: int | None = None
 
 
 @dataclass(slots=True)
@@ -73,10 +79,11 @@ class Scheduler:
     start: Callable[[Job], None]
     on_saved: Callable[[Ended], None]
     before_step: Callable[[Session], Awaitable[None]]
-    running: dict[str, Hold] = field(default_factory=dict)
+    running: dict[str | int, Hold] = field(default_factory=dict)
     ended: list[Ended] = field(default_factory=list)
     starting: set[int] = field(default_factory=set)
     leaving: bool = False
+    _served_at: dict[str, datetime] = field(default_factory=dict)
     _sleep: Sleep | None = None
     _last_claim: float = 0.0
     _last_rescue: float = 0.0
@@ -110,7 +117,7 @@ class Scheduler:
     def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
         """A job has ended: have it written, and its queue looked at."""
         self.starting.discard(job.id)
-        hold = self.running.pop(job.queue)
+        hold = self.running.pop(_key(job))
         self.ended.append(
             Ended(
                 queue=job.queue,
@@ -120,6 +127,7 @@ class Scheduler:
                 slice_since=hold.slice_since,
                 snapshot=hold.snapshot,
                 run_time=time.monotonic() - hold.since,
+                slot=hold.slot,
             )
         )
         self.bell.ring()
@@ -153,8 +161,12 @@ class Scheduler:
         stepped = await self.session.step(
             ended,
             # Those whose slice is over, and those for which no worker is free.
-            [one.queue for n, one in enumerate(ended) if n >= room or now - one.slice_since > SLICE],
-            {queue: hold.job.attempted_at for queue, hold in self.running.items()},
+            [
+                one.queue
+                for n, one in enumerate(ended)
+                if not one.slot and (n >= room or now - one.slice_since > SLICE)
+            ],
+            {hold.job.queue: hold.job.attempted_at for hold in self.running.values() if not hold.slot},
             sorted(self.plan.pause.queues),
             room,
             rescue=rescue,
@@ -164,6 +176,7 @@ class Scheduler:
             queues_suspended=self.plan.per_queue_suspension,
             started=not self.starting,
             careful=now < self._careful_until,
+            lines=self._lines(ended, room) if self.plan.topics else None,
         )
         self._rescues = rescue and not stepped.scanned
         if rescue:
@@ -174,6 +187,25 @@ class Scheduler:
             self._rescue_pause = soon if stepped.more else max(RESCUE, soon)
         return stepped
 
+    def _lines(self, ended: list[Ended], room: int) -> Lines:
+        """What there is room for of each topic; a slot is held until its job's outcome is written."""
+        held = [
+            (hold.job.queue, hold.slot, hold.job.id, False) for hold in self.running.values() if hold.slot
+        ]
+        held += [(one.queue, one.slot, one.job.id, True) for one in ended if one.slot and one.job]
+        run = Counter(topic for topic, _, _, has_ended in held if not has_ended)
+        rooms = [
+            (
+                topic.name,
+                topic.parallelism,
+                room if topic.per_node is None else min(room, topic.per_node - run[topic.name]),
+                self._served_at.get(topic.name),
+            )
+            for topic in self.plan.topics
+            if not self.plan.pause.holds(topic.name)
+        ]
+        return Lines(rooms, held)
+
     def _take_in(self, ended: list[Ended], stepped: Stepped) -> None:
         """Start what was claimed; what could not be saved, or is to be looked at again, stays held."""
         now = time.monotonic()
@@ -181,10 +213,13 @@ class Scheduler:
             self._after_saving(one, stepped)
         self.ended += [Ended(queue=queue, slice_since=now) for queue in stepped.again]
         slices = {one.queue: one.slice_since for one in ended}
-        for job in stepped.claimed:
+        slots = [None] * (len(stepped.claimed) - len(stepped.slots)) + stepped.slots
+        for job, slot in zip(stepped.claimed, slots, strict=True):
             since = slices.get(job.queue, now)
             since = since if now - since <= SLICE else now
-            self.running[job.queue] = Hold(job, now, since, stepped.snapshot)
+            self.running[_key(job)] = Hold(job, now, since, stepped.snapshot, slot)
+            if slot and job.attempted_at:
+                self._served_at[job.queue] = job.attempted_at
             self._start(job)
         if stepped.claimed:
             self._last_claim = now
@@ -201,7 +236,8 @@ class Scheduler:
             self.on_saved(one)
         else:
             log.warning("outcome_lost", job=one.job.id, queue=one.queue, claim=one.job.claim)
-            self.ended.append(Ended(queue=one.queue, slice_since=one.slice_since))
+            if not one.slot:
+                self.ended.append(Ended(queue=one.queue, slice_since=one.slice_since))
 
     def _start(self, job: Job) -> None:
         """Start a job, or give it back: the step that claimed it was under way when we were told to stop."""
@@ -273,3 +309,8 @@ class Scheduler:
     async def _wake_up(self) -> None:
         self._sleep = None
         await self.session.wake_up()
+
+
+def _key(job: Job) -> str | int:
+    """Of what a job holds: its queue, or, as one of a topic, only itself."""
+    return job.id if job.topic else job.queue

@@ -91,18 +91,45 @@ def overtakings(history: History, order: Mapping[str, Sequence[int]]) -> Iterato
                 next_place += 1
 
 
-def reruns(history: History) -> Iterator[str]:
+def crowds(history: History, most: int) -> Iterator[str]:
+    """Runs that began while so many others of their queue ran already."""
+    for queue, runs in history.queues.items():
+        running: list[Run] = []
+        for run in runs:
+            running = [one for one in running if _end(one, history.kills) > run.start]
+            if len(running) >= most:
+                yield f"crowd: in {queue} {_named(run)} began while {len(running)} ran"
+            running.append(run)
+
+
+def idle_spells(history: History, most: int, until: float, after_kill: float) -> list[float]:
+    """How long fewer than so many ran, each time, in seconds; not in the first time after a kill."""
+    changes = sorted(
+        change for run in history.runs for change in ((run.start, 1), (_end(run, history.kills), -1))
+    )
+    spells, running, since = [], 0, None
+    for when, change in changes:
+        running += change
+        if since is not None and running >= most:
+            start = max([since, *(kill + after_kill for kill in history.kills.values() if kill <= when)])
+            spells.append(min(when, until) - start)
+        since = when if running < most and (since is None or running - change >= most) else since
+        since = None if running >= most else since
+    return [spell for spell in spells[1:] if spell > 0]
+
+
+def reruns(history: History, at_once: int = 1) -> Iterator[str]:
     """Jobs that ran again, although no kill and no shutdown had interrupted them."""
     jobs: dict[int, list[Run]] = defaultdict(list)
-    last: dict[tuple[str, str], Run] = {}
+    last: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in sorted(history.runs, key=lambda run: run.start):
         jobs[run.job].append(run)
-        last[run.queue, run.node] = run
+        last[run.queue, run.node] = [*last[run.queue, run.node], run][-at_once:]
     for runs in jobs.values():
         for run, again in pairwise(runs):
             if again.claim <= run.claim:
                 yield f"rerun: {_named(again)} bears a claim that is not newer than that of {_named(run)}"
-            killed_at = history.kills.get(run.node) if last[run.queue, run.node] is run else None
+            killed_at = history.kills.get(run.node) if run in last[run.queue, run.node] else None
             if not _may_run_again(run, killed_at):
                 yield f"rerun: {_named(again)} although {_named(run)} was not interrupted"
 

@@ -1,6 +1,7 @@
 """A node as a process of its own: python -m tests.acceptance.node DSN HISTORY, until it is told to stop."""
 
 import argparse
+import asyncio
 import json
 import math
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import anyio
 
-from pgqueuetopia import Err, Job, Performer, Queuetopia, Repo
+from pgqueuetopia import Err, Job, Launched, Performer, Queuetopia, Repo, Topic
 from tests.acceptance.history import DONE, INTERRUPTED
 from tests.support import eventually
 
@@ -58,6 +59,8 @@ class Journalist(Performer):
             await anyio.sleep(job.params.get("seconds", 0))
             if "until" in job.params:
                 await eventually(Path(job.params["until"]).exists, within=math.inf)
+            if "launch" in job.params:
+                return Launched(await asyncio.create_subprocess_exec(*job.params["launch"]))
             return Err("not yet") if _fails(job) else None
 
 
@@ -85,6 +88,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", action="store_true")
     parser.add_argument("--session-dsn")
     parser.add_argument("--pooled", action="store_true", help="the DSN is that of a pooler")
+    parser.add_argument("--topic", default="", help="name=parallelism")
     parser.add_argument("--session-timeout", type=float, default=15)
     return parser.parse_args()
 
@@ -103,6 +107,7 @@ async def main() -> None:
         concurrency=given.concurrency,
         shutdown=given.shutdown,
         session_timeout=given.session_timeout,
+        topics=[Topic(name, int(number)) for name, _, number in [given.topic.partition("=")] if name],
     )
     await app.run()
     await app.close()

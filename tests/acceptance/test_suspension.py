@@ -28,8 +28,8 @@ RESUME = "update pgqueuetopia.job_configs set value = 'false' where key = 'suspe
 @pytest.mark.parametrize(
     ("jobs", "size", "options"),
     [
-        pytest.param(60, 10, [], id="small jobs"),
-        pytest.param(60, 10, ["--threads"], id="jobs in threads"),
+        pytest.param(40, 10, [], id="small jobs"),
+        pytest.param(40, 10, ["--threads"], id="jobs in threads"),
         pytest.param(16, 70_000, [], id="large jobs"),
     ],
 )

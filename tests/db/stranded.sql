@@ -2,7 +2,7 @@
 with heads as (
   select distinct on (j.scope, j.queue) j.scope, j.queue, greatest(j.scheduled_at, j.next_attempt_at) as due_at
   from pgqueuetopia.jobs j
-  where j.done_at is null
+  where j.done_at is null and not j.topic
   order by j.scope, j.queue, (j.next_attempt_at is null), j.scheduled_at, j.id
 )
 select h.scope, h.queue, h.due_at

@@ -23,7 +23,7 @@ from pgqueuetopia.db.step import Ended, in_order
 from pgqueuetopia.outcome import Failure, Settlement
 from tests.conftest import EMPTY
 from tests.db.model import Model
-from tests.db.test_races import open_session
+from tests.db.steps import open_session
 from tests.support import eventually
 
 QUEUES = st.sampled_from(["a", "b", "c"])

@@ -1,10 +1,7 @@
 """Races in a fixed order: two sessions, stopped between the statements of step()."""
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import anyio
 import asyncpg
@@ -15,6 +12,7 @@ from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, Stepped, settlement_columns
 from pgqueuetopia.outcome import SUCCEEDED, Failure, Settlement
 from tests.db import failpoints
+from tests.db.steps import done, ids, kill, look, rescued, sessions
 from tests.support import Recorder, an_app, eventually
 
 STRANDED = Path(__file__).with_name("stranded.sql").read_text(encoding="utf-8")
@@ -29,91 +27,6 @@ STEP_FAILPOINTS = [
     "before commit",
     "committed",
 ]
-
-
-@pytest.fixture
-async def racing_dsn(fresh_dsn: str) -> str:
-    """A database whose step() can be stopped."""
-    await failpoints.install(fresh_dsn)
-    return fresh_dsn
-
-
-@asynccontextmanager
-async def sessions(dsn: str, *nodes: str) -> AsyncIterator[list[Session]]:
-    """One session for each node."""
-    async with AsyncExitStack() as stack:
-        opened = []
-        for node in nodes:
-            session = await open_session(dsn, node)
-            stack.callback(session.abort)
-            opened.append(session)
-        yield opened
-
-
-async def open_session(dsn: str, node: str) -> Session:
-    return await Session.open(
-        dsn,
-        "Test",
-        node,
-        on_jobs=lambda: None,
-        on_join=lambda: None,
-        on_config=lambda key: None,
-        on_lost=lambda: None,
-    )
-
-
-async def look(session: Session, *ended: Ended, room: int = 10, over: bool = False, **known: Any) -> Stepped:
-    """One step that settles what ended and claims up to `room` jobs, looking for the queues of the dead."""
-    return await session.step(
-        ended,
-        [one.queue for one in ended] if over else [],
-        {job.queue: job.attempted_at for job in known.get("running", [])},
-        [],
-        room,
-        rescue=known.get("rescue", True),
-        keep=True,
-    )
-
-
-def done(job: Job) -> Ended:
-    return Ended(job.queue, job, Settlement.succeeded(None))
-
-
-def ids(stepped: Stepped) -> list[int]:
-    return sorted(job.id for job in stepped.claimed)
-
-
-async def backend(connection: "asyncpg.Connection[asyncpg.Record]", node: str) -> int:
-    return int(
-        await connection.fetchval(
-            "select pid from pg_stat_activity where datname = current_database() "
-            "and application_name like $1",
-            f"pgqueuetopia {node} %",
-        )
-    )
-
-
-async def kill(dsn: str, node: str) -> None:
-    """End a node's session as its death would, and wait until its locks are free."""
-    connection = await asyncpg.connect(dsn)
-    pid = await backend(connection, node)
-    await connection.execute(f"select pg_terminate_backend({pid})")
-    await eventually(lambda: is_gone(connection, pid))
-    await connection.close()
-
-
-async def rescued(session: Session, *ended: Ended) -> Stepped:
-    """Look until something was claimed: what a dead node ran waits a little."""
-    stepped = await look(session, *ended)
-    with anyio.fail_after(5):
-        while not stepped.claimed:
-            await anyio.sleep(stepped.next_ready_in or 0.01)
-            stepped = await look(session)
-    return stepped
-
-
-async def is_gone(connection: "asyncpg.Connection[asyncpg.Record]", pid: int) -> bool:
-    return not await connection.fetch("select from pg_stat_activity where pid = $1", pid)
 
 
 async def test_a_job_that_another_node_has_just_finished_is_not_run_again(racing_dsn: str) -> None:
@@ -754,4 +667,6 @@ async def test_a_job_that_is_being_claimed_is_not_cancelled(racing_dsn: str) -> 
 
 
 def test_every_failpoint_is_used() -> None:
-    assert sorted(set(failpoints.names())) == sorted([*STEP_FAILPOINTS, "queue tried", "asleep"])
+    assert sorted(set(failpoints.names())) == sorted(
+        [*STEP_FAILPOINTS, "queue tried", "asleep", "lined up", "before start"]
+    )

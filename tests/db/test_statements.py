@@ -5,6 +5,7 @@ import pytest
 
 from pgqueuetopia.db.session import SERVER_SETTINGS
 from pgqueuetopia.db.statements import SQL
+from pgqueuetopia.db.step import NO_LINES
 from tests.support import eventually
 
 
@@ -29,6 +30,12 @@ select
 """
 
 
+# Step's arguments: nothing runs, nothing is avoided, there is room for fifty;
+# not careful, from the start, no topics.
+WANTED: tuple[object, ...] = ([], [], [], 50)
+ANEW = False, None, None, *NO_LINES
+
+
 # What the statistics know: nothing, what is there, or what was there once.
 MISLEADING = """
 insert into pgqueuetopia.jobs (scope, queue, action) select 'Test', 'q', 'a' from generate_series(1, {rows});
@@ -51,20 +58,16 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
     nothing: list[list[object]] = [[] for _ in range(11)]
     # The first calls make the plans, while the tables are empty.
     for _ in range(2):
-        await node.fetch(
-            SQL["step"], "Test", "n", *nothing, [], [], [], 50, True, True, True, False, False, None, None
-        )
+        await node.fetch(SQL["step"], "Test", "n", *nothing, *WANTED, True, True, True, False, *ANEW)
     await connection.execute(ROWS)
     if analysed == "now":
         await connection.execute("analyze pgqueuetopia.jobs, pgqueuetopia.run_queue")
     # What a session has read is counted when it ends: those of the test before may not have ended yet.
     await eventually(lambda: are_alone(connection, node))
     before = await read(node)
-    claimed = (
-        await node.fetch(
-            SQL["step"], "Test", "n", *nothing, [], [], [], 50, True, True, True, False, False, None, None
-        )
-    )[0][0]
+    claimed = (await node.fetch(SQL["step"], "Test", "n", *nothing, *WANTED, True, True, True, False, *ANEW))[
+        0
+    ][0]
     assert len(claimed) == 50
     for ended in (False, True):
         settled = [
@@ -80,9 +83,7 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
             [None] * 50,
             [job["queue"] for job in claimed] if ended else [],
         ]
-        answer = await node.fetch(
-            SQL["step"], "Test", "n", *settled, [], [], [], 50, False, True, True, True, False, None, None
-        )
+        answer = await node.fetch(SQL["step"], "Test", "n", *settled, *WANTED, False, True, True, True, *ANEW)
         claimed = answer[0][0]
         assert len(claimed) == 50
     after = await read(node)

@@ -6,7 +6,7 @@ with heads as (
     j.queue,
     greatest(j.scheduled_at, j.next_attempt_at, statement_timestamp()) as due_at
   from pgqueuetopia.jobs j
-  where j.done_at is null
+  where j.done_at is null and not j.topic
   order by
     j.scope,
     j.queue,

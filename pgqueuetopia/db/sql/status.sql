@@ -1,5 +1,5 @@
 -- The pending jobs of a scope, or of one queue, counted by state.
-select s.state, count(*) as jobs
+select case s.state when 'launched' then 'executing' else s.state end as state, count(*) as jobs
 from pgqueuetopia.job_states s
 where s.scope = $1::text and ($2::text is null or s.queue = $2) and s.done_at is null
-group by s.state
+group by 1

@@ -1,7 +1,7 @@
--- The head to be performed next, of one queue ($2) or of all but some ($3): those that are due by priority, and then
+-- The head (any job, of a topic) to be performed next, of one queue ($2) or of all but some ($3): those that are due by priority, and then
 -- the one due longest; after them those that are due later, if they are not newer than $4. None that waits for an operator.
 with heads as (
-  select distinct on (j.queue)
+  select distinct on (j.queue, case when j.topic then j.id end)
     j.id,
     j.queue,
     j.priority,
@@ -9,7 +9,7 @@ with heads as (
   from pgqueuetopia.jobs j
   where j.scope = $1::text and j.done_at is null and ($2::text is null or j.queue = $2)
   -- A job that was started stays the head until it ends.
-  order by j.queue, coalesce(j.next_attempt_at, j.attempted_at) nulls last, j.scheduled_at, j.id
+  order by j.queue, case when j.topic then j.id end, coalesce(j.next_attempt_at, j.attempted_at) nulls last, j.scheduled_at, j.id
 )
 select h.id, h.queue
 from heads h

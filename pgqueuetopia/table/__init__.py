@@ -1,0 +1,1 @@
+"""Table queues: any table of the user's is a queue."""
