@@ -14,6 +14,7 @@ import structlog
 from pgqueuetopia import Job, Misconfigured, Repo
 from pgqueuetopia.db import session
 from pgqueuetopia.node import scheduler
+from pgqueuetopia.node.node import Node
 from tests.conftest import execute
 from tests.proxy import a_proxy
 from tests.support import Recorder, an_app, eventually
@@ -258,7 +259,9 @@ async def test_a_node_that_finds_itself_alone_looks_for_the_queues_of_the_dead_o
         await app.create_job("q", "a")
         await eventually(lambda: there.performed)
         async with app.running():
-            loop = app._nodes[0]._scheduler
+            node = app._nodes[0]
+            assert isinstance(node, Node)
+            loop = node._scheduler
             assert loop is not None
             monkeypatch.setattr(scheduler, "RESCUE", 3600)
             await eventually(lambda: loop._sleep and loop._rescue_pause == 3600)
