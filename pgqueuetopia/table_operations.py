@@ -7,7 +7,7 @@ import anyio
 
 from pgqueuetopia.db.configs import Configs
 from pgqueuetopia.db.table import SUSPENDED, Table
-from pgqueuetopia.db.table_rows import job_of, with_task
+from pgqueuetopia.db.table_rows import job_of
 from pgqueuetopia.db.table_sql import STATES
 from pgqueuetopia.errors import JobNotFound, Misconfigured
 from pgqueuetopia.job import Job
@@ -56,12 +56,13 @@ class TableOperations:
         """The jobs of the rows in a state: "abandoned", as in Honeydew, and any other of status.
 
         Those due longest first, at most `limit`. A job has its row's `key`, its attempts and errors, and, in
-        progress, `last_progress` and the node that runs it. Raises Misconfigured for another state.
+        progress, `last_progress` and the node that runs it; not what `task` makes of it. Raises Misconfigured
+        for another state.
         """
         if state not in STATES:
             raise Misconfigured(f"A row is {', '.join(STATES)}; there is no state {state!r}.")
         rows = await self._table.in_state(state, limit)
-        return [with_task(job_of(row, self.queue, self._scope, state), self.queue) for row in rows]
+        return [job_of(row, self.queue, self._scope, state) for row in rows]
 
     async def cancel(self, key: Any) -> Cancelled:
         """Have a row not run, or not again: OK, or NOT_FOUND where there is no such row (Honeydew).

@@ -66,7 +66,7 @@ async def _run_between_others(connection: Connection, statement: str) -> None:
     """Run a statement when the table is free for it; give up when that has not been so for long."""
     # An index made concurrently locks nobody out, and waits for all who were there before it.
     patient = " index concurrently " in statement
-    await connection.execute(f"set lock_timeout = '{0 if patient else LOCK_TIMEOUT}'")
+    await connection.execute("select set_config('lock_timeout', $1, false)", "0" if patient else LOCK_TIMEOUT)
     deadline = anyio.current_time() + PATIENCE
     while True:
         try:

@@ -4,9 +4,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import anyio
 import structlog
@@ -22,6 +20,7 @@ from pgqueuetopia.job import Job, as_timedelta
 from pgqueuetopia.node.bell import Bell
 from pgqueuetopia.node.execution import Execution
 from pgqueuetopia.node.plan import Plan
+from pgqueuetopia.node.table_leases import Held, Leases
 from pgqueuetopia.outcome import Failed, Failure, Settlement
 from pgqueuetopia.performer import BasePerformer
 from pgqueuetopia.table.queue import TableQueue
@@ -42,23 +41,10 @@ START_PATIENCE = 0.1
 START_LOOK = 0.0005
 # How often it looks at the front of the line, where rows may have come in late, while there is no end of it.
 FRONT_LOOK = 1.0
-# What a stopped run has to come to its end, and to be written.
-GRACE = 5.0
 # How long a row waits that is claimed while an earlier run of it, which was lost, goes on here.
 OVERLAP_PAUSE = 1.0
 # How long a database that does not answer is left alone.
 UNAVAILABLE_PAUSE = 1.0
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """A row that runs here: until when it is ours for all we know, by our clock, and whether it was lost."""
-
-    row: Row
-    job: Job
-    since: float
-    ours_until: float
-    lost: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -91,12 +77,10 @@ class TableLoop:
         self._ears = ears
         self._node = node
         self._bell = Bell()
-        self._execution = Execution(performer, plan, policy, TableStore(self), self._bell.ring)
-        self._lease = as_timedelta(self.queue.stale_timeout).total_seconds()
-        # In seconds from its claim: how long a row is kept at most.
-        self._longest = as_timedelta(self.queue.max_job_time).total_seconds() + GRACE
-        self._longest_lease = min(self._lease, self._longest)
-        self._running: dict[int, Held] = {}
+        self._log = log.bind(scope=plan.scope, queue=self.queue.queue, node=node)
+        self._leases = Leases(table, lambda job: self._execution.kill(job), self._log)
+        self._execution = Execution(performer, plan, policy, self._leases, self._bell.ring)
+        self._running = self._leases.running
         self._over: list[Over] = []
         self._starting: set[int] = set()
         self._leaving = False
@@ -106,13 +90,12 @@ class TableLoop:
         self._front_looked_at = 0.0
         self._last_claim = 0.0
         self._told = ""
-        self._log = log.bind(scope=plan.scope, queue=self.queue.queue, node=node)
 
     async def run(self) -> None:
         """Until this node leaves, and all that it ran is written."""
         async with asyncio.TaskGroup() as jobs, anyio.create_task_group() as tasks:
             tasks.start_soon(self._execution.serve, name=f"workers of {self.queue.queue}")
-            tasks.start_soon(self._renew_for_ever, name=f"locks of {self.queue.queue}")
+            tasks.start_soon(self._leases.keep_for_ever, name=f"locks of {self.queue.queue}")
             pause = await self._look(jobs)
             while self._running or (self._over and not self._given_up) or not self._leaving:
                 await self._bell.wait(pause)
@@ -140,9 +123,7 @@ class TableLoop:
     def begin(self, job: Job) -> bool:
         """A run starts, in this thread or another; False if its row may be another's by now."""
         self._starting.discard(job.id)
-        held = self._running[job.id]
-        # Not the loop's time: this process may have been frozen since.
-        return time.monotonic() < held.ours_until
+        return self._running[job.id].is_ours
 
     def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
         """A run has ended: have it written. Its result goes nowhere: the row itself is the place for it."""
@@ -196,7 +177,7 @@ class TableLoop:
             self._front = 0
         if not self._front:
             self._front_looked_at = now
-        rows = await self._table.claim(room, self._node, self._longest_lease, self._front)
+        rows = await self._table.claim(room, self._node, self._leases.first, self._front)
         for row in rows:
             self._take(jobs, row, now)
         return rows
@@ -204,7 +185,7 @@ class TableLoop:
     def _take(self, jobs: asyncio.TaskGroup, row: Row, asked_at: float) -> None:
         """Run a row, unless an earlier run of it, which was lost, goes on here, in a thread."""
         job = job_of(row, self.queue, self._plan.scope, "executing")
-        held = Held(row, job, asked_at, asked_at + self._longest_lease)
+        held = self._leases.held(row, job, asked_at)
         if job.id in self._running:
             self._log.warning("table_row_overlaps", key=job.key, claim=job.claim)
             self._finish(held, Settlement.snoozed(as_timedelta(OVERLAP_PAUSE)))
@@ -301,68 +282,7 @@ class TableLoop:
         job = one.held.job
         if one.settlement.failure is not None:
             kept = json.loads(one.written.private or "{}")
-            job = replace(job, errors=tuple(kept["errors"]), attempts=kept["attempts"])
+            job = replace(job, errors=tuple(kept.get("errors", ())), attempts=kept.get("attempts", 0))
         ended = Ended(queue=job.queue, job=job, settlement=one.settlement, run_time=one.run_time)
         if (hook := self._execution.hook(ended)) is not None:
             jobs.create_task(hook, name=f"hook of {job.queue} {job.key}")
-
-    async def _renew_for_ever(self) -> None:
-        """Keep the locks of what runs; stop what can be kept no longer, before others run it."""
-        while True:
-            pause = self._lease / 3
-            try:
-                await self._renew(list(self._running.values()), {})
-            except (QueuetopiaError, TimeoutError) as error:
-                self._log.warning("table_locks_not_renewed", rows=len(self._running), error=str(error))
-                pause = self._lease / 20
-            for held in list(self._running.values()):
-                if time.monotonic() > held.ours_until - min(GRACE, self._lease / 3):
-                    self._lose(held)
-            await anyio.sleep(pause)
-
-    async def write_progress(self, told: Mapping[tuple[int, int], str]) -> None:
-        """Write progress (JSON, by a job's id and claim) of what still runs, and renew its locks."""
-        held = [one for one in self._running.values() if (one.job.id, one.job.claim) in told]
-        await self._renew(held, told)
-
-    async def _renew(self, held: list[Held], told: Mapping[tuple[int, int], str]) -> None:
-        asked_at = time.monotonic()
-        until = [(one.row.at or 0) + round(self._longest * MICROSECONDS) for one in held]
-        texts = [told.get((one.job.id, one.job.claim)) for one in held]
-        kept = await self._table.renew([one.row for one in held], until, texts, self._lease)
-        for n in kept:
-            held[n].ours_until = min(asked_at + self._lease, held[n].since + self._longest)
-        rest = [one for n, one in enumerate(held) if n not in kept]
-        ours = await self._table.still_held([one.row for one in rest])
-        for n, one in enumerate(rest):
-            if n not in ours:
-                self._lose(one)
-
-    def _lose(self, held: Held) -> None:
-        """A row is not ours any longer, or may be another's soon: stop its run, if that can be."""
-        if not held.lost and self._running.get(held.job.id) is held:
-            held.lost = True
-            self._log.warning("table_row_lost", key=held.job.key, claim=held.job.claim)
-            self._execution.kill(held.job.id)
-
-
-class TableStore:
-    """What Execution asks a store of jobs for, as a table queue answers it."""
-
-    def __init__(self, loop: TableLoop) -> None:
-        self._loop = loop
-
-    async def write_progress(self, latest: Mapping[tuple[int, int], str]) -> None:
-        """Progress as JSON, by a job's id and claim."""
-        await self._loop.write_progress(latest)
-
-    async def get_job(self, scope: str, job_id: int) -> Job | None:
-        """None: once it has been written, what is known of a row's run is known here alone."""
-        return None
-
-    async def params(self, job_id: int) -> dict[str, Any]:
-        """Never asked for: a row's job has its params from the start."""
-        return {}
-
-    async def tell_launched(self, job_id: int, claim: int, event: str) -> None:
-        """A row has no place for it."""
