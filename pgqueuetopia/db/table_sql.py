@@ -218,8 +218,12 @@ returning 1 as found
         return " and ".join(f"t.{column} = ${n}" for n, (column, _) in enumerate(self._columns, first))
 
     def _fence(self, claim: str) -> str:
-        """Whether a row is still that of a claim: not taken by others, cancelled or set to be run anew."""
-        return f"t.{self._private} ->> 'claim' = ({claim})::text and t.{self._lock} >= 0"
+        """Whether a row is still that of a claim: not taken by others, cancelled or set to be run anew.
+
+        Not `lock >= 0`: where statistics say that hardly a row waits, the planner would find the row among all
+        that do, by their index, and not by its key.
+        """
+        return f"t.{self._private} ->> 'claim' = ({claim})::text and coalesce(t.{self._lock}, -1) >= 0"
 
     def _may_run(self, scope: str, suspensions: str) -> str:
         """Whether nothing is suspended, and the user lets the row run."""

@@ -1,6 +1,7 @@
 """Random histories of two nodes and an operator on the real database, compared with a model of it."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -183,7 +184,8 @@ def test_random_histories_agree_with_the_model(worker_dsn: str) -> None:
         run_state_machine_as_test(
             lambda: World(worker_dsn, runner),  # type: ignore[arg-type]  # any factory will do
             settings=settings(
-                max_examples=50,
+                # 50 in CI.
+                max_examples=int(os.environ.get("MODEL_EXAMPLES", "25")),
                 stateful_step_count=40,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
