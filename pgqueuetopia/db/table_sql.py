@@ -220,8 +220,8 @@ returning 1 as found
     def _fence(self, claim: str) -> str:
         """Whether a row is still that of a claim: not taken by others, cancelled or set to be run anew.
 
-        Not `lock >= 0`: where statistics say that hardly a row waits, the planner would find the row among all
-        that do, by their index, and not by its key.
+        Not `lock >= 0`: where statistics say that hardly a row waits, the planner would find the row among
+        all that do, by their index, and not by its key.
         """
         return f"t.{self._private} ->> 'claim' = ({claim})::text and coalesce(t.{self._lock}, -1) >= 0"
 

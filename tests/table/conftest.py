@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from tests.table.world import KINDS, Kind, World
+from tests.table.world import EVERY_KIND, KINDS, Kind, World
 
 # Of a real CockroachDB, with the right to create tables: see `make test-cockroach`.
 COCKROACH = "PGQUEUETOPIA_COCKROACH_DSN"
@@ -44,7 +44,7 @@ async def world(dsn: str, request: pytest.FixtureRequest) -> AsyncIterator[World
 @pytest.fixture
 async def photos(dsn: str) -> AsyncIterator[World]:
     """The plain one."""
-    async for world in a_world(dsn, KINDS[0]):
+    async for world in a_world(dsn, EVERY_KIND[0]):
         yield world
 
 
