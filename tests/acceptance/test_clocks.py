@@ -12,7 +12,7 @@ import pytest
 
 from pgqueuetopia import Job, NewJob, Queuetopia
 from pgqueuetopia.db import migrations
-from tests.acceptance.cluster import Cluster, Connection, until_all_is_done
+from tests.acceptance.cluster import Cluster, Connection, until_all_is_done, until_nodes_are_up
 from tests.acceptance.history import History, lost, overlaps, overtakings
 from tests.acceptance.node import SCOPE
 from tests.conftest import StartServer
@@ -46,12 +46,14 @@ def broken(history: History, order: Mapping[str, Sequence[int]]) -> list[str]:
 async def test_nodes_that_are_hours_ahead_and_behind_change_nothing(
     app: Queuetopia, cluster: Cluster, connection: Connection
 ) -> None:
+    nodes = [cluster.start("--concurrency=5", environment=clock(FAKETIME=skew)) for skew in ("+5h", "-5h")]
+    # Or the first may have run all when the second comes.
+    await until_nodes_are_up(app, 2)
     jobs = await app.create_jobs(
         [NewJob(f"q{n % 20}", "work", {"failures": n % 2}, max_backoff=0.05) for n in range(200)]
     )
     created_at = time.monotonic()
     later = await app.create_job("later", "work", scheduled_at=timedelta(seconds=1))
-    nodes = [cluster.start("--concurrency=5", environment=clock(FAKETIME=skew)) for skew in ("+5h", "-5h")]
     await until_all_is_done(connection, within=60)
     history = cluster.history()
     assert broken(history, in_order([*jobs, later])) == []

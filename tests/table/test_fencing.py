@@ -218,7 +218,8 @@ async def test_a_row_that_cannot_be_renewed_is_stopped_and_runs_again(world: Wor
             await anyio.sleep(0.6)
         await eventually(lambda: len(recorder.performed) == 2)
         await eventually(lambda: is_finished(world))
-    assert [job.attempts for job in recorder.performed] == [1, 1]
+    # The attempt is given back, unless the row is claimed in the moment between its release and that.
+    assert [job.attempts for job in recorder.performed] in ([1, 1], [1, 2])
 
 
 async def test_a_process_that_was_frozen_after_a_claim_starts_nothing(photos: World) -> None:
