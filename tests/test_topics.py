@@ -581,6 +581,7 @@ async def test_a_performer_without_a_backoff_has_its_topics(dsn: str) -> None:
             await reaches(app, job, "retrying")
         # A backoff that raises is logged, and the default's takes its place.
         assert [await waits(app, job) for job in jobs] == [15 * SECOND, 2 * SECOND, 2 * SECOND]
+        assert [blocked.queue for blocked in await app.blocked_queues()] == ["a queue"]
 
 
 async def test_a_job_that_fails_does_not_hold_the_others_up_and_comes_back(dsn: str) -> None:

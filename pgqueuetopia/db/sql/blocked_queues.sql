@@ -1,4 +1,4 @@
--- The queues whose head has failed and waits, longest first.
+-- The queues whose head has failed and waits, longest first. A topic's jobs hold up no other.
 select
   j.queue,
   j.id as head,
@@ -9,6 +9,7 @@ select
 from pgqueuetopia.jobs j
 where j.scope = $1::text
   and j.done_at is null
+  and not j.topic
   and j.next_attempt_at > statement_timestamp()
   and jsonb_array_length(j.errors) > 0
 order by since, j.id
