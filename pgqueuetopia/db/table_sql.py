@@ -146,15 +146,18 @@ with given_up as (
     def soonest(self) -> str:
         """In how many microseconds the next row is due, or stale; whether one is, and may run, now.
 
+        Not "exists", for which the planner may read the table from its start, where all rows have ended.
+
         $1 the scope, $2 the configs that suspend.
         """
         return f"""
 select
   (select min(t.{self._lock}) from {self._table} t where t.{self._lock} > {NOW}) - {NOW} as wait,
-  exists (
-    select 1 from {self._table} t
+  coalesce((
+    select true from {self._table} t
     where t.{self._lock} between 0 and {NOW} and {self._may_run("$1", "$2")}
-  ) as held_up
+    order by t.{self._lock} limit 1
+  ), false) as held_up
 """
 
     @property
