@@ -22,7 +22,7 @@ from pgqueuetopia.job import Job, Seconds, as_delay, json_text
 from pgqueuetopia.modes import Success, SuccessMode
 from pgqueuetopia.node.crew import Crew
 from pgqueuetopia.node.plan import Plan
-from pgqueuetopia.node.processes import ended, stop
+from pgqueuetopia.node.processes import ended, stop, watch
 from pgqueuetopia.node.progress import Progress
 from pgqueuetopia.node.run import Run, Stop
 from pgqueuetopia.node.store import Store
@@ -224,6 +224,7 @@ class Execution:
 
     async def _follow(self, job: Job, performer: BasePerformer, handle: Any) -> Any:
         """Wait until what the job has launched has ended, and ask what the job has come to."""
+        watch(handle)
         try:
             await self._tell(job, "launched")
             value = await _value_of(handle)

@@ -9,12 +9,19 @@ import structlog
 
 from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.node.child import end, outcome_of
+from pgqueuetopia.node.guarding import guarding
 from pgqueuetopia.node.process_run import ProcessRun
 
 log = structlog.get_logger("pgqueuetopia")
 
 # In seconds: how long a cancelled task is waited for.
 CANCEL_TIMEOUT = 5.0
+
+
+def watch(handle: object) -> None:
+    """From now on a process is ended should the node die, with all that has come from it."""
+    if isinstance(handle, asyncio.subprocess.Process | anyio.abc.Process):
+        guarding.watch(handle)
 
 
 async def ended(handle: object) -> object:

@@ -27,12 +27,13 @@ async def launched(app: Queuetopia, cluster: Cluster, mark: str, timeout: float)
     params = {"launch": ["sh", "-c", TREE.format(mark=mark)]}
     job = await app.create_job("transcode", "work", params, timeout=timeout, max_attempts=1)
     await eventually(lambda: len(sleepers(mark)) == SLEEPERS)
+    # Nobody watches over a process before its performer has returned it.
+    await eventually(lambda: is_in(app, job, "launched"))
     return node, job
 
 
 async def test_when_its_node_is_told_to_stop(app: Queuetopia, cluster: Cluster, mark: str) -> None:
     node, job = await launched(app, cluster, mark, 60)
-    await eventually(lambda: is_in(app, job, "launched"))
     node.terminate()
     await eventually(lambda: not living(mark))
     assert node.wait() == 0
