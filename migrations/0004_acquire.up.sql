@@ -146,7 +146,7 @@ end
 $$;
 
 -- Make the jobs of queues that are topics, and were created by somebody who did not know it, jobs of the topic. Their
--- queues are locked. Some thousand at a time: then the rows stay, for the next look.
+-- queues are locked. Some thousand at a time, and not those that somebody has locked: then the rows stay, for another look.
 create function pgqueuetopia.adopt(p_scope text, p_rows bigint[], p_queues text[]) returns void
 language plpgsql
 as $$
@@ -166,11 +166,21 @@ begin
     ) a
   );
   update pgqueuetopia.jobs j set topic = true where j.id = any (v_ids);
-  if cardinality(v_ids) < c_most then
-    delete from pgqueuetopia.run_queue q where q.id = any (array(
-      select r.id from pgqueuetopia.run_queue r where r.id = any (p_rows) for update skip locked
-    ));
-  end if;
+  -- failpoint: adopted
+  with left_over as materialized (
+    select a.queue
+    from unnest(p_queues) a (queue)
+    where exists (
+      select from pgqueuetopia.jobs j
+      where j.scope = p_scope and j.queue = a.queue and j.done_at is null and not j.topic
+    )
+  ),
+  later as (
+    update pgqueuetopia.run_queue q set ready_at = clock_timestamp() + interval '1 second'
+    where q.id = any (p_rows) and q.queue in (select l.queue from left_over l) and cardinality(v_ids) < c_most
+  )
+  delete from pgqueuetopia.run_queue q
+  where q.id = any (p_rows) and q.queue not in (select l.queue from left_over l);
 end
 $$;
 
@@ -221,6 +231,10 @@ begin
     v_rows := array(
       select q.id from pgqueuetopia.run_queue q
       where q.id = any (p_rows) and not q.taken
+        -- What a node that died has left may be locked as well.
+        and not exists (
+          select from pgqueuetopia.run_queue t where t.scope = p_scope and t.queue = q.queue and t.taken
+        )
       for update skip locked
     );
   end if;

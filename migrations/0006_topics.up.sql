@@ -110,6 +110,7 @@ create function pgqueuetopia.line_up(
   p_held_ended boolean[],
   p_room integer,
   p_check_suspension boolean,
+  p_careful boolean,
   p_now timestamptz,
   p_fronts pgqueuetopia.topic_front[],
   p_everything boolean
@@ -218,7 +219,10 @@ begin
         continue when r.id = any (v_running)
           or not (r.id = any (v_mine) or pg_try_advisory_lock(pgqueuetopia.lock_key('job', p_scope, r.id::text)));
         if r.is_started and r.id <> all (v_mine) then
-          perform pgqueuetopia.wait_for_report(p_scope, array[r.id]);
+          -- Somebody may have locked it: a careful look leaves it to a later one.
+          if not p_careful then
+            perform pgqueuetopia.wait_for_report(p_scope, array[r.id]);
+          end if;
           perform pg_advisory_unlock(pgqueuetopia.lock_key('job', p_scope, r.id::text));
           v_left := v_left - 1;
           continue each_topic when v_left = 0;

@@ -194,7 +194,7 @@ begin
         if cardinality(p_topics) > 0 then
           v_line := pgqueuetopia.line_up(
             p_scope, p_topics, p_parallelisms, p_rooms, p_served_at, p_held_topics, p_held_slots, p_held_ids, v_held_ended,
-            v_room, v_some_queue_suspended, v_now, topic_fronts::pgqueuetopia.topic_front[], fronts is null
+            v_room, v_some_queue_suspended, v_careful, v_now, topic_fronts::pgqueuetopia.topic_front[], fronts is null
           );
         end if;
         select a.queues, a.contended, a.is_full, a.priorities, a.fronts, a.rivals, a.adopted

@@ -69,12 +69,13 @@ as $$
 declare
   v_job pgqueuetopia.jobs;
   v_free boolean;
+  v_topic boolean;
 begin
   select pg_try_advisory_xact_lock(case
     when j.topic then pgqueuetopia.lock_key('job', j.scope, j.id::text)
     else pgqueuetopia.lock_key('queue', j.scope, j.queue)
-  end)
-  into v_free
+  end), j.topic
+  into v_free, v_topic
   from pgqueuetopia.jobs j
   where j.scope = p_scope and j.id = p_id and j.done_at is null;
   -- failpoint: queue tried
@@ -85,6 +86,8 @@ begin
   if v_job.id is null then
     return 'NOT_FOUND';
   end if;
+  -- A node may have made it a topic's meanwhile, and it was the wrong lock that we tried.
+  v_free := v_free and v_job.topic = v_topic;
   if not v_free
     and v_job.claim > 0
     and v_job.attempted_at >= coalesce(v_job.next_attempt_at, '-infinity')

@@ -200,8 +200,8 @@ MUTANTS = [
     Mutant(
         "a job is cancelled without its queue's lock",
         OPERATE,
-        "    else pgqueuetopia.lock_key('queue', j.scope, j.queue)\n  end)\n  into v_free\n",
-        "    else j.id\n  end)\n  into v_free\n",
+        "    else pgqueuetopia.lock_key('queue', j.scope, j.queue)\n  end), j.topic\n",
+        "    else j.id\n  end), j.topic\n",
         f"{RACES}::test_a_job_that_is_being_claimed_is_not_cancelled",
     ),
     Mutant(

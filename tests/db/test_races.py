@@ -270,6 +270,23 @@ async def test_what_a_dead_node_ran_waits_a_little_however_often_it_was_run_befo
         assert ids(await rescued(b)) == [job.id]
 
 
+async def test_what_a_dead_node_ran_and_somebody_has_locked_holds_up_no_other_queue(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        locked = await app.create_job("q", "a")
+        await look(a)
+        await kill(dsn, "a")
+        async with connection.transaction():
+            await connection.execute("select from pgqueuetopia.jobs where id = $1 for update", locked.id)
+            behind, other = await app.create_job("q", "a"), await app.create_job("other", "a")
+            stepped = await look(b)
+            assert ids(stepped) == [other.id]
+        again = await rescued(b, *map(done, stepped.claimed))
+        assert ids(again) == [locked.id], "nothing has overtaken it"
+        assert (await app.get_job(behind)).attempts == 0
+
+
 async def test_the_report_of_a_node_that_lost_its_session_ends_the_wait_for_it(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
         job = await app.create_job("q", "a")
@@ -668,5 +685,5 @@ async def test_a_job_that_is_being_claimed_is_not_cancelled(racing_dsn: str) -> 
 
 def test_every_failpoint_is_used() -> None:
     assert sorted(set(failpoints.names())) == sorted(
-        [*STEP_FAILPOINTS, "queue tried", "asleep", "lined up", "before start"]
+        [*STEP_FAILPOINTS, "queue tried", "asleep", "lined up", "before start", "adopted"]
     )

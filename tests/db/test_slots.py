@@ -257,12 +257,73 @@ async def test_a_scan_that_goes_on_from_its_front_comes_to_the_lower_priorities_
         assert ids(await a.look(*map(done, stepped.claimed), everything=False)) == [late]
 
 
-@pytest.mark.parametrize("place", ["lined up", "before start", "before commit", "committed"])
+async def test_a_job_that_somebody_has_locked_is_adopted_later(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as opened:
+        [a] = map(Slots, opened)
+        locked, other = [(await app.create_job("t", "a")).id for _ in range(2)]
+        async with connection.transaction():
+            await connection.execute("select from pgqueuetopia.jobs where id = $1 for update", locked)
+            await a.look()
+            assert ids(await a.look()) == [other]
+        await eventually(lambda: is_claimed(a, locked))
+
+
+async def is_claimed(slots: Slots, job: int) -> bool:
+    return ids(await slots.look()) == [job]
+
+
+async def test_a_job_of_a_dead_node_that_somebody_has_locked_holds_up_no_other(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as opened:
+        a, b = map(Slots, opened)
+        locked, other = await inserted(app, 2)
+        await a.look(room=1)
+        await kill(dsn, "a")
+        async with connection.transaction():
+            await connection.execute("select from pgqueuetopia.jobs where id = $1 for update", locked)
+            assert ids(await b.look()) == [other]
+        await eventually(lambda: is_claimed(b, locked))
+
+
+async def test_a_job_that_is_adopted_and_started_is_not_cancelled_by_its_queues_lock(racing_dsn: str) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a") as opened:
+        [a] = map(Slots, opened)
+        job = await app.create_job("t", "a")
+        outside = await asyncpg.connect(racing_dsn)
+        told: list[str] = []
+
+        async def cancel() -> None:
+            told.append(
+                await outside.fetchval("select pgqueuetopia.end_job('Test', $1, 'cancelled')", job.id)
+            )
+
+        await outside.execute("set application_name = 'pgqueuetopia operator'")
+        async with (
+            failpoints.stopping(racing_dsn, "queue tried", "operator") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(cancel)
+            await stop.reached()
+            assert ids(await a.look()) == [], "its queue is locked"
+            # As if the node had come first, and the operator had read the job before.
+            await connection_of(app, "update pgqueuetopia.jobs set topic = true")
+            assert ids(await a.look()) == [job.id]
+            await stop.release()
+        assert told == ["IN_PROGRESS"]
+        await outside.close()
+
+
+@pytest.mark.parametrize("place", ["lined up", "adopted", "before start", "before commit", "committed"])
 async def test_a_node_that_dies_anywhere_in_a_step_loses_nothing(racing_dsn: str, place: str) -> None:
     async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as opened:
         a, b = map(Slots, opened)
         jobs = await inserted(app, 6)
         claimed = (await a.look(room=2)).claimed
+        # Of somebody who does not know the topic.
+        jobs.append((await app.create_job("t", "a")).id)
 
         async def die() -> None:
             with pytest.raises(DatabaseUnavailable):
@@ -282,5 +343,5 @@ async def test_a_node_that_dies_anywhere_in_a_step_loses_nothing(racing_dsn: str
             return not (await app.status()).count
 
         await eventually(all_is_done)
-        assert [(await app.get_job(job)).state for job in jobs] == ["succeeded"] * 6
+        assert [(await app.get_job(job)).state for job in jobs] == ["succeeded"] * 7
         assert await no_lock_is_left(app)
