@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Self
 
 import anyio
-import asyncpg
 import structlog
 
-from pgqueuetopia.db.driver import CONNECT_TIMEOUT, Connection, keep_alive, translated
+from pgqueuetopia.db.driver import Connection, translated
+from pgqueuetopia.db.listening import listen
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.statements import SQL
 from pgqueuetopia.errors import QueuetopiaError
@@ -19,7 +19,6 @@ from pgqueuetopia.event import Event, events_of
 log = structlog.get_logger("pgqueuetopia")
 
 CHANNEL = "pgqueuetopia_events"
-SERVER_SETTINGS = {"application_name": "pgqueuetopia-events"}
 # In seconds.
 LOOK_EVERY = 15.0
 FIRST_PAUSE = 0.1
@@ -83,13 +82,13 @@ class Broadcast:
         self._subscribers.add(events)
         try:
             if self._listening is None:
-                connection = await self._connect()
+                connected = await self._connect()
                 if self._listening is None:
                     self._listening = asyncio.create_task(
-                        self._listen(connection), name="pgqueuetopia events"
+                        self._listen(*connected), name="pgqueuetopia events"
                     )
                 else:
-                    connection.terminate()
+                    connected[0].terminate()
         except BaseException:
             self._subscribers.discard(events)
             raise
@@ -111,44 +110,41 @@ class Broadcast:
             listening.cancel()
             await asyncio.wait([listening])
 
-    async def _listen(self, connection: Connection) -> None:
+    async def _listen(self, connection: Connection, lost: anyio.Event) -> None:
         """Stay connected; connect again after a loss."""
         while True:
             try:
-                await _until_lost(connection)
+                await _until_lost(connection, lost)
             finally:
                 connection.terminate()
-            connection = await self._connected_again()
+            connection, lost = await self._connected_again()
 
-    async def _connected_again(self) -> Connection:
+    async def _connected_again(self) -> tuple[Connection, anyio.Event]:
         pause = FIRST_PAUSE
         while True:
             try:
-                connection = await self._connect()
+                connected = await self._connect()
                 for events in self._subscribers:
                     events.interruptions += 1
-                return connection
+                return connected
             except QueuetopiaError as error:
                 log.warning("events_interrupted", error=str(error))
                 await anyio.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _connect(self) -> Connection:
-        with translated():
-            connection = await asyncpg.connect(
-                self._repo.session_dsn,
-                timeout=CONNECT_TIMEOUT,
-                command_timeout=CONNECT_TIMEOUT,
-                server_settings=SERVER_SETTINGS,
-            )
-            try:
-                keep_alive(connection, timeout=CONNECT_TIMEOUT)
-                await connection.add_listener(CHANNEL, lambda *heard: self._hear(str(heard[-1])))
+    async def _connect(self) -> tuple[Connection, anyio.Event]:
+        """A connection that is told of events, and whether it is lost."""
+        lost = anyio.Event()
+        connection = await listen(
+            self._repo.session_dsn, "pgqueuetopia-events", {CHANNEL: self._hear}, lost.set
+        )
+        try:
+            with translated():
                 await connection.fetch(SQL["listen_to_events"], self._scope)
-            except BaseException:
-                connection.terminate()
-                raise
-        return connection
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection, lost
 
     def _hear(self, payload: str) -> None:
         told = [event for event in events_of(payload) if event.scope in (self._scope, "*")]
@@ -156,10 +152,8 @@ class Broadcast:
             events.put(told)
 
 
-async def _until_lost(connection: Connection) -> None:
+async def _until_lost(connection: Connection, lost: anyio.Event) -> None:
     """Ask now and then whether the connection is alive."""
-    lost = anyio.Event()
-    connection.add_termination_listener(lambda _: lost.set())
     try:
         while not lost.is_set():
             with anyio.move_on_after(LOOK_EVERY):

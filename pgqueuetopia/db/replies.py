@@ -9,14 +9,15 @@ import anyio
 import asyncpg
 
 from pgqueuetopia.db import rows
-from pgqueuetopia.db.driver import CONNECT_TIMEOUT, Connection, keep_alive, translated
+from pgqueuetopia.db.driver import Connection, translated
+from pgqueuetopia.db.listening import listen
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.statements import SQL
 from pgqueuetopia.errors import DatabaseUnavailable, QueuetopiaError
 from pgqueuetopia.outcome import Err, Moved, Ok, Reply, Retrying
 
 CHANNEL = "pgqueuetopia_replies"
-SERVER_SETTINGS = {"application_name": "pgqueuetopia-replies", "enable_seqscan": "off", "jit": "off"}
+SERVER_SETTINGS = {"enable_seqscan": "off", "jit": "off"}
 # In seconds: how long the connection is kept when nobody waits, and how often it is asked all the same.
 LINGER = 10.0
 LOOK_EVERY = 30.0
@@ -122,16 +123,13 @@ class Replies:
         return bool(self._asking)
 
     async def _connect(self) -> Connection:
-        with translated():
-            connection = await asyncpg.connect(
-                self._repo.session_dsn,
-                timeout=CONNECT_TIMEOUT,
-                command_timeout=CONNECT_TIMEOUT,
-                server_settings=SERVER_SETTINGS,
-            )
-            keep_alive(connection, timeout=CONNECT_TIMEOUT)
-            connection.add_termination_listener(lambda _: self._rung.set())
-            await connection.add_listener(CHANNEL, lambda *heard: self._hear(int(heard[-1])))
+        connection = await listen(
+            self._repo.session_dsn,
+            "pgqueuetopia-replies",
+            {CHANNEL: lambda job: self._hear(int(job))},
+            self._rung.set,
+            SERVER_SETTINGS,
+        )
         self._rung.set()
         return connection
 

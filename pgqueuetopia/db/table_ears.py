@@ -9,13 +9,8 @@ import anyio
 import asyncpg
 import structlog
 
-from pgqueuetopia.db.driver import (
-    CONNECT_TIMEOUT,
-    NEEDS_DIRECT_CONNECTION,
-    Connection,
-    keep_alive,
-    translated,
-)
+from pgqueuetopia.db.driver import NEEDS_DIRECT_CONNECTION, Connection, translated
+from pgqueuetopia.db.listening import hear, listen
 from pgqueuetopia.db.session import CONFIGS_CHANNEL
 from pgqueuetopia.errors import Misconfigured, QueuetopiaError
 from pgqueuetopia.table.names import Names
@@ -118,29 +113,18 @@ class Ears:
 
     async def _listen(self) -> None:
         self._lost = lost = anyio.Event()
-        with translated():
-            connection = await asyncpg.connect(
-                self._dsn,
-                timeout=CONNECT_TIMEOUT,
-                command_timeout=CONNECT_TIMEOUT,
-                server_settings={"application_name": f"pgqueuetopia-tables {self._node}"},
-            )
-            try:
-                await self._prepare(connection, lost)
-            except BaseException:
-                connection.terminate()
-                raise
+        channels = {CHANNEL: self._on_ring, CONFIGS_CHANNEL: lambda _: self._on_ring(None)}
+        name = f"pgqueuetopia-tables {self._node}"
+        connection = await listen(self._dsn, name, {}, lost.set)
+        try:
+            # Before it listens: a pooler's connection would go on listening, for somebody else.
+            await _check(connection)
+            await hear(connection, channels)
+        except BaseException:
+            connection.terminate()
+            raise
         self._connection = connection
         self._on_ring(None)
-
-    async def _prepare(self, connection: Connection, lost: anyio.Event) -> None:
-        keep_alive(connection, timeout=CONNECT_TIMEOUT)
-        connection.add_termination_listener(lambda _: lost.set())
-        [[backend]] = await connection.fetch("select pg_backend_pid()")
-        if backend != connection.get_server_pid():
-            raise Misconfigured(NEEDS_DIRECT_CONNECTION)
-        await connection.add_listener(CHANNEL, lambda *heard: self._on_ring(str(heard[-1])))
-        await connection.add_listener(CONFIGS_CHANNEL, lambda *_: self._on_ring(None))
 
     async def _until_lost(self) -> None:
         """Ask now and then whether the connection is alive, for it would not be told."""
@@ -172,3 +156,11 @@ class Ears:
         if connection is not None:
             connection.terminate()
             self._on_ring(None)
+
+
+async def _check(connection: Connection) -> None:
+    """Raise Misconfigured where a pooler stands between: it would hold nothing for us."""
+    with translated():
+        [[backend]] = await connection.fetch("select pg_backend_pid()")
+    if backend != connection.get_server_pid():
+        raise Misconfigured(NEEDS_DIRECT_CONNECTION)

@@ -3,14 +3,9 @@
 import random
 
 import anyio
-import asyncpg
 
-from pgqueuetopia.db.driver import (
-    CONNECT_TIMEOUT,
-    Connection,
-    keep_alive,
-    translated,
-)
+from pgqueuetopia.db.driver import Connection
+from pgqueuetopia.db.listening import listen
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.session import CONFIGS_CHANNEL
 from pgqueuetopia.errors import DatabaseUnavailable
@@ -53,15 +48,13 @@ class Watch:
             connection.terminate()
 
     async def _connect(self) -> Connection:
-        with translated():
-            connection = await asyncpg.connect(
-                self._repo.session_dsn, timeout=CONNECT_TIMEOUT, command_timeout=CONNECT_TIMEOUT
-            )
-            self._connection = connection
-            keep_alive(connection, timeout=CONNECT_TIMEOUT)
-            connection.add_termination_listener(lambda _: self._heard.set())
-            await connection.add_listener(CONFIGS_CHANNEL, lambda *_: self._heard.set())
-        return connection
+        self._connection = await listen(
+            self._repo.session_dsn,
+            "pgqueuetopia-configs",
+            {CONFIGS_CHANNEL: lambda _: self._heard.set()},
+            lambda: self._heard.set(),
+        )
+        return self._connection
 
     async def _lose(self) -> None:
         self.close()
