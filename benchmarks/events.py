@@ -13,7 +13,7 @@ from benchmarks.listeners import LISTENERS
 from benchmarks.server import Server
 from benchmarks.throughput import SCOPE, Workload, jobs_per_second
 
-ROUNDS = 5
+ROUNDS = 15
 WORKLOAD = Workload(20_000, 1_000)
 
 

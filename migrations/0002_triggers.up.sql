@@ -37,18 +37,25 @@ $$;
 
 -- Tell events, each a JSON array of at most 3,000 bytes; as many in one notification as it surely can hold (8,000 bytes).
 create function pgqueuetopia.tell(scope text, events text[]) returns void
-language sql set search_path = pg_catalog, pg_temp
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
-  select pg_notify(
-    'pgqueuetopia_events',
-    '[' || to_json(scope) || ',' || extract(epoch from clock_timestamp()) || ',' || string_agg(p.event, ',' order by p.n) || ']'
-  )
+declare
+  v_head text := '[' || to_json(scope) || ',' || extract(epoch from clock_timestamp()) || ',';
+  v_all text := array_to_string(events, ',');
+begin
+  -- What fits into one need not be measured event by event.
+  if octet_length(v_all) < 6000 then
+    perform pg_notify('pgqueuetopia_events', v_head || v_all || ']') where v_all <> '';
+    return;
+  end if;
+  perform pg_notify('pgqueuetopia_events', v_head || string_agg(p.event, ',' order by p.n) || ']')
   from (
     select e.event, e.n, sum(octet_length(e.event) + 1) over (order by e.n) / 3000 as page
     from unnest(events) with ordinality e (event, n)
   ) p
   group by p.page
-  order by p.page
+  order by p.page;
+end
 $$;
 
 create function pgqueuetopia.jobs_inserted() returns trigger
@@ -65,7 +72,7 @@ begin
   perform pgqueuetopia.tell(
     scopes.scope,
     array(
-      select json_build_array('inserted', i.id, i.queue, 0)::text
+      select json_build_array('inserted', i.id, i.queue, 0, null)::text
       from inserted i
       where i.scope = scopes.scope and i.done_at is null
       order by i.id
@@ -195,7 +202,7 @@ begin
     perform pgqueuetopia.tell(
       coalesce(new.scope, old.scope), array[json_build_array(
         case when is_now then 'suspended' else 'resumed' end, null,
-        nullif(regexp_replace(coalesce(new.key, old.key), '_?suspended$', ''), ''), 0
+        nullif(regexp_replace(coalesce(new.key, old.key), '_?suspended$', ''), ''), 0, null
       )::text]
     );
   end if;

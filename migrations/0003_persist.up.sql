@@ -32,16 +32,21 @@ $$;
 
 -- Tell those who listen what has just been written about these jobs: what an attempt has come to, and what follows.
 create function pgqueuetopia.tell_ends(p_scope text, p_ids bigint[], p_failed bigint[]) returns void
-language sql
+language plpgsql
 as $$
-  select pgqueuetopia.tell(p_scope, array_agg(e.event order by e.n, e.part))
-  from (
-    select i.n, 1 as part, json_build_array('failed', j.id, j.queue, j.attempts, left(j.errors -> -1 ->> 'error', 200))::text as event
-    from unnest(p_ids) with ordinality i (id, n)
-    join pgqueuetopia.jobs j on j.id = i.id
-    where j.id = any (p_failed)
-    union all
-    select i.n, 2, json_build_array(
+declare
+  v_failed text[] := '{}';
+begin
+  if p_failed <> '{}' then
+    v_failed := array(
+      select json_build_array('failed', j.id, j.queue, j.attempts, left(j.errors -> -1 ->> 'error', 200))::text
+      from unnest(p_failed) i (id)
+      join pgqueuetopia.jobs j on j.id = i.id
+      where j.id = any (p_ids)
+    );
+  end if;
+  perform pgqueuetopia.tell(p_scope, v_failed || array(
+    select json_build_array(
       case when j.outcome is null then 'retry_scheduled' when j.outcome = 'succeeded' then 'completed' else 'discarded' end,
       j.id, j.queue, j.attempts,
       case
@@ -49,9 +54,10 @@ as $$
         when j.outcome <> 'succeeded' then j.outcome
       end
     )::text
-    from unnest(p_ids) with ordinality i (id, n)
+    from unnest(p_ids) i (id)
     join pgqueuetopia.jobs j on j.id = i.id
-  ) e
+  ));
+end
 $$;
 
 -- Put a job like each of these at the end of the queue that it is moved to.

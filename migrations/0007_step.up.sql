@@ -227,7 +227,7 @@ begin
       claimed := claimed || v_started;
       if cardinality(claimed) > 0 and pgqueuetopia.is_listened_to(p_scope) then
         perform pgqueuetopia.tell(p_scope, array(
-          select json_build_array('started', c.id, c.queue, c.attempts)::text from unnest(claimed) c
+          select json_build_array('started', c.id, c.queue, c.attempts, null)::text from unnest(claimed) c
         ));
       end if;
       careful := cardinality(busy) > 0 or v_skipped or v_skipped_too

@@ -121,7 +121,7 @@ begin
   update pgqueuetopia.jobs j
   set launched_at = case p_event when 'launched' then clock_timestamp() else j.launched_at end
   where j.id = p_id and j.claim = p_claim and j.outcome is null
-  returning j.scope, json_build_array(p_event, j.id, j.queue, j.attempts)::text into v_scope, v_event;
+  returning j.scope, json_build_array(p_event, j.id, j.queue, j.attempts, null)::text into v_scope, v_event;
   if v_scope is not null and pgqueuetopia.is_listened_to(v_scope) then
     perform pgqueuetopia.tell(v_scope, array[v_event]);
   end if;

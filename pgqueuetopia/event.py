@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class EventKind(StrEnum):
@@ -54,13 +54,11 @@ def events_of(payload: str) -> list[Event]:
     """The events of one notification."""
     scope, seconds, *told = json.loads(payload)
     at = datetime.fromtimestamp(seconds, UTC)
-    return [_event_of(scope, at, *one) for one in told]
+    return [
+        Event(KINDS[kind], scope, job, queue, attempt, at, detail and _detail(kind, detail))
+        for kind, job, queue, attempt, detail in told
+    ]
 
 
-def _event_of(
-    scope: str, at: datetime, kind: str, job: int | None, queue: str | None, attempt: int, detail: Any = None
-) -> Event:
-    found = KINDS[kind]
-    if found is EventKind.RETRY_SCHEDULED and detail is not None:
-        detail = datetime.fromtimestamp(float(detail), UTC)
-    return Event(found, scope, job, queue, attempt, at, detail)
+def _detail(kind: str, detail: str) -> str | datetime:
+    return datetime.fromtimestamp(float(detail), UTC) if kind == EventKind.RETRY_SCHEDULED else detail

@@ -147,9 +147,11 @@ class Broadcast:
         return connection, lost
 
     def _hear(self, payload: str) -> None:
-        told = [event for event in events_of(payload) if event.scope in (self._scope, "*")]
-        for events in self._subscribers:
-            events.put(told)
+        told = events_of(payload)
+        # A notification tells of one scope.
+        if told[0].scope in (self._scope, "*"):
+            for events in self._subscribers:
+                events.put(told)
 
 
 async def _until_lost(connection: Connection, lost: anyio.Event) -> None:
