@@ -17,8 +17,8 @@ from pgqueuetopia import Job, Performer, Queuetopia, Repo, TableQueue
 from pgqueuetopia.db import table_migration
 from tests.support import eventually
 
-ROUNDS = 3
-ROWS = scale.count(10_000)
+ROUNDS = 7
+ROWS = scale.count(30_000)
 FINISHED = (0, scale.count(5_000_000))
 CONCURRENCY = 100
 QUEUE = TableQueue("classify", table="photos", concurrency=CONCURRENCY)
