@@ -9,6 +9,11 @@ import anyio
 from pgqueuetopia import Job, Performer, Queuetopia, Repo, Workers
 
 DEADLINE = 20
+# Those of this database: tests that run beside these hold locks of the same keys in theirs.
+ADVISORY_LOCKS = """(
+  select l.* from pg_locks l join pg_database d on d.oid = l.database
+  where l.locktype = 'advisory' and d.datname = current_database()
+) l"""
 
 
 async def eventually(holds: Callable[[], Awaitable[object] | object], *, within: float = DEADLINE) -> None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from pgqueuetopia.db import migrations
-from tests.support import eventually
+from tests.support import ADVISORY_LOCKS, eventually
 
 # A session passes unless somebody holds the lock of this failpoint and of its application's name.
 FAILPOINT = """
@@ -24,9 +24,9 @@ end
 $$
 """
 MARK = re.compile(r"-- failpoint: ([a-z ]+)\n")
-WAITING = """
-select from pg_locks
-where locktype = 'advisory' and objsubid = 2 and classid = 1 and objid = $1::bigint and not granted
+WAITING = f"""
+select from {ADVISORY_LOCKS}
+where objsubid = 2 and classid = 1 and objid = $1::bigint and not granted
 """
 
 

@@ -13,7 +13,7 @@ from pgqueuetopia.db.step import Ended, Stepped, settlement_columns
 from pgqueuetopia.outcome import SUCCEEDED, Failure, Settlement
 from tests.db import failpoints
 from tests.db.steps import done, ids, kill, look, rescued, sessions
-from tests.support import Recorder, an_app, eventually
+from tests.support import ADVISORY_LOCKS, Recorder, an_app, eventually
 
 STRANDED = Path(__file__).with_name("stranded.sql").read_text(encoding="utf-8")
 STEP_FAILPOINTS = [
@@ -98,7 +98,7 @@ def retried(job: Job, delay: timedelta) -> Ended:
 async def is_locked(dsn: str, queue: str) -> bool:
     connection = await asyncpg.connect(dsn)
     found = await connection.fetch(
-        "select from pg_locks where locktype = 'advisory' and granted and mode = 'ExclusiveLock'"
+        f"select from {ADVISORY_LOCKS} where granted and mode = 'ExclusiveLock'"
         " and (classid::bigint << 32) | objid::bigint = pgqueuetopia.lock_key('queue', 'Test', $1)",
         queue,
     )
@@ -531,9 +531,7 @@ async def test_a_suspension_waits_for_the_jobs_that_are_being_started(racing_dsn
 
 async def is_waiting_for_starts(dsn: str) -> bool:
     connection = await asyncpg.connect(dsn)
-    found = await connection.fetch(
-        "select from pg_locks where locktype = 'advisory' and objsubid = 1 and not granted"
-    )
+    found = await connection.fetch(f"select from {ADVISORY_LOCKS} where objsubid = 1 and not granted")
     await connection.close()
     return bool(found)
 
@@ -557,7 +555,7 @@ async def test_a_job_that_was_inserted_before_the_node_slept_is_found_when_it_co
 async def is_asleep(dsn: str) -> bool:
     connection = await asyncpg.connect(dsn)
     found = await connection.fetchval(
-        "select count(*) from pg_locks where locktype = 'advisory' and mode = 'ShareLock'"
+        f"select count(*) from {ADVISORY_LOCKS} where mode = 'ShareLock'"
         " and (classid::bigint << 32) | objid::bigint = pgqueuetopia.lock_key('sleeping', 'Test')"
     )
     await connection.close()

@@ -13,13 +13,9 @@ from pgqueuetopia.db.step import Ended, Lines, Stepped
 from pgqueuetopia.outcome import Failure, Settlement
 from tests.db import failpoints
 from tests.db.steps import done, ids, kill, sessions
-from tests.support import an_app, eventually
+from tests.support import ADVISORY_LOCKS, an_app, eventually
 
-EXCLUSIVE = """
-select count(*) from pg_locks l join pg_database d on d.oid = l.database
-where l.locktype = 'advisory' and l.objsubid = 1 and l.mode = 'ExclusiveLock'
-  and d.datname = current_database()
-"""
+EXCLUSIVE = f"select count(*) from {ADVISORY_LOCKS} where objsubid = 1 and mode = 'ExclusiveLock'"
 
 
 class Slots:

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from pgqueuetopia import Job, NewJob, Performer, Queuetopia, Repo
-from tests.support import an_app, eventually
+from tests.support import ADVISORY_LOCKS, an_app, eventually
 
 # 50,000 in CI, by $LEAK_JOBS: they take a quarter of the whole suite's time.
 JOBS = int(os.environ.get("LEAK_JOBS", "5000"))
@@ -27,10 +27,7 @@ select pid from pg_stat_activity
 where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()
 """
 SESSIONS = "select distinct pid from pgqueuetopia.nodes"
-LOCKS = """
-select count(*) from pg_locks l join pg_database d on d.oid = l.database
-where l.locktype = 'advisory' and l.granted and l.mode = 'ExclusiveLock' and d.datname = current_database()
-"""
+LOCKS = f"select count(*) from {ADVISORY_LOCKS} where granted and mode = 'ExclusiveLock'"
 
 
 class Counter(Performer):

@@ -11,12 +11,12 @@ from pgqueuetopia import QueuetopiaError, Repo
 from pgqueuetopia.table.schema import CHANNEL
 from tests.conftest import execute
 from tests.pooler import PGBOUNCER, a_pooler
-from tests.support import Recorder, eventually
+from tests.support import ADVISORY_LOCKS, Recorder, eventually
 from tests.table.world import World
 
-ASLEEP = """
-select count(*) from pg_locks
-where locktype = 'advisory' and granted and mode = 'ShareLock'
+ASLEEP = f"""
+select count(*) from {ADVISORY_LOCKS}
+where granted and mode = 'ShareLock'
   and ((classid::bigint << 32) | objid::bigint) = hashtextextended($1, 20)
 """
 SUSPEND = "insert into pgqueuetopia.job_configs (scope, key, value) values ('Test', 'suspended', '1')"
