@@ -4,6 +4,8 @@ UV ?= uv
 ARGS ?=
 
 RUN := .venv/bin/python -m
+# Where it is set, each of the hundreds of processes of the suite would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
 SOURCES := $(wildcard pgqueuetopia tests benchmarks examples)
 
 .DEFAULT_GOAL := help
@@ -17,7 +19,7 @@ demo: .venv ## 2,000 mails over 50 queues, live, on the embedded PostgreSQL
 	$(RUN) examples.demo
 
 test: .venv ## the whole suite, in parallel (ARGS='-k words' for a part)
-	$(RUN) pytest -n $$((2 * $$(getconf _NPROCESSORS_ONLN))) $(ARGS)
+	$(RUN) pytest -n $$((2 * $$(getconf _NPROCESSORS_ONLN))) --dist worksteal $(ARGS)
 
 test-pg: ## the suite against other server binaries: PG_BIN=/usr/lib/postgresql/15/bin
 	@test -x "$(PG_BIN)/postgres" || { echo "PG_BIN must be a folder that holds initdb and postgres"; exit 2; }

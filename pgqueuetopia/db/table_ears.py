@@ -9,7 +9,7 @@ import anyio
 import asyncpg
 import structlog
 
-from pgqueuetopia.db.driver import NEEDS_DIRECT_CONNECTION, Connection, translated
+from pgqueuetopia.db.driver import CONNECT_TIMEOUT, NEEDS_DIRECT_CONNECTION, Connection, translated
 from pgqueuetopia.db.listening import hear, listen
 from pgqueuetopia.db.session import CONFIGS_CHANNEL
 from pgqueuetopia.errors import Misconfigured, QueuetopiaError
@@ -54,6 +54,7 @@ class Ears:
         self._lost = anyio.Event()
         self._turn = anyio.Lock()
         self._sleeps: dict[str, Sleep] = {}
+        self._tried = anyio.Event()
 
     async def listen_for_ever(self) -> None:
         """Connect, and again whenever the connection is lost, until cancelled."""
@@ -76,6 +77,11 @@ class Ears:
                 pause = min(pause * 2, LONGEST_PAUSE)
         finally:
             self._lose()
+
+    async def tried(self) -> None:
+        """Wait until it hears, or could not connect: a transaction that suspends waits only for ears."""
+        with anyio.move_on_after(CONNECT_TIMEOUT):
+            await self._tried.wait()
 
     async def may_start(self) -> bool:
         """False while a transaction that suspends is under way; else it waits until `started`."""
@@ -112,6 +118,12 @@ class Ears:
         return not sleep.passed
 
     async def _listen(self) -> None:
+        try:
+            await self._connect()
+        finally:
+            self._tried.set()
+
+    async def _connect(self) -> None:
         self._lost = lost = anyio.Event()
         channels = {CHANNEL: self._on_ring, CONFIGS_CHANNEL: lambda _: self._on_ring(None)}
         name = f"pgqueuetopia-tables {self._node}"

@@ -68,6 +68,7 @@ class Tables:
         async with anyio.create_task_group() as tasks:
             if self._ears is not None:
                 tasks.start_soon(self._ears.listen_for_ever, name="ears")
+                await self._ears.tried()
             async with anyio.create_task_group() as loops:
                 for loop in self._loops:
                     loops.start_soon(loop.run, name=f"table queue {loop.queue.queue}")

@@ -70,22 +70,22 @@ async def test_the_sql_can_be_applied_by_other_means(fresh_dsn: str) -> None:
     assert await migrations.up(fresh_dsn) == []
 
 
-@pytest.mark.slow
-def test_the_command_migrates_and_tells(fresh_dsn: str) -> None:
-    def run(*words: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "pgqueuetopia.migrate", *words, "--dsn", fresh_dsn],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+def test_the_command_migrates_and_tells(fresh_dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*words: str) -> tuple[int, str]:
+        return main([*words, "--dsn", fresh_dsn]), capsys.readouterr().out
 
-    assert run("status").returncode == 1
-    assert "applied 0001 initial" in run().stdout
-    assert "nothing to do" in run("up").stdout
-    assert run("status").returncode == 0
-    assert "undone 0001 initial" in run("down").stdout
-    assert "create table pgqueuetopia.jobs" in run("sql").stdout
+    assert run("status")[0] == 1
+    assert "applied 0001 initial" in run()[1]
+    assert "nothing to do" in run("up")[1]
+    assert run("status")[0] == 0
+    assert "undone 0001 initial" in run("down")[1]
+    assert "create table pgqueuetopia.jobs" in run("sql")[1]
+
+
+@pytest.mark.slow
+def test_it_is_run_as_a_module(fresh_dsn: str) -> None:
+    command = [sys.executable, "-m", "pgqueuetopia.migrate", "--dsn", fresh_dsn]
+    assert b"applied 0001 initial" in subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
 
 
 def test_a_missing_privilege_is_a_clear_error(fresh_dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
