@@ -18,6 +18,8 @@ from pgqueuetopia.db import migrations
 from pgqueuetopia.embedded import Server, start
 
 SERVER_DSN = "PGQUEUETOPIA_TEST_SERVER"
+# More than the test server's files will need, in bytes.
+MUCH = 6 * 2**30
 EMPTY = """
 select pg_terminate_backend(pid) from pg_stat_activity
 where datname = current_database() and pid <> pg_backend_pid();
@@ -36,10 +38,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start the server before the workers, which find it in their environment."""
     if SERVER_DSN not in os.environ:
         # Not under pytest's own folder: a server run as another user could not enter it.
-        directory = Path(tempfile.mkdtemp(prefix="pgqueuetopia-test-", dir="/tmp"))
+        directory = Path(tempfile.mkdtemp(prefix="pgqueuetopia-test-", dir=_parent()))
         server = start(directory / "server", durable=False)
         _server.append((server, directory))
         os.environ[SERVER_DSN] = server.dsn
+
+
+def _parent() -> str:
+    """In memory, where there is plenty: to empty tables for each test is to make some dozen files."""
+    memory = "/dev/shm"
+    usable = os.access(memory, os.W_OK | os.X_OK) and shutil.disk_usage(memory).free > MUCH
+    return memory if usable else "/tmp"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
