@@ -91,6 +91,7 @@ def test_what_has_died_is_forgotten() -> None:
 async def test_no_process_outlives_a_node_that_is_killed(mark: str) -> None:
     commands = [f"trap '' TERM; {TREE.format(mark=mark)}", f"setsid sleep {mark} & exec sleep {mark}"]
     with launcher("launch", *commands) as node:
+        assert await said(node) == "watched"
         await eventually(lambda: len(sleepers(mark)) == SLEEPERS + 2)
         await nothing_is_left(node, mark)
 
@@ -198,6 +199,7 @@ async def test_a_guardian_that_is_killed_while_it_ends_a_tree_is_replaced(mark: 
 @pytest.mark.slow
 async def test_what_has_been_forgotten_outlives_the_node(mark: str) -> None:
     with launcher("launch", f"setsid sleep {mark} >/dev/null 2>&1 & exit 0", f"exec sleep {mark}") as node:
+        assert await said(node) == "watched"
         await eventually(lambda: len(sleepers(mark)) == 2)
         [detached] = [pid for pid in sleepers(mark) if os.getsid(pid) == pid]
         await eventually(lambda: not any(one.parent == node.pid and one.is_zombie for one in look().values()))
