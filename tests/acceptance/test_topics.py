@@ -15,7 +15,7 @@ JOBS = int(os.environ.get("TOPIC_JOBS", "600"))
 PARALLELISM = 4
 BETWEEN_KILLS = 2.0
 AFTER_KILL = 1.0
-# In seconds, and which part of the spells: a processor may be taken away for that long.
+# In seconds: a processor may be taken away for longer, once in a hundred spells.
 A_MOMENT = 0.25
 
 
@@ -42,7 +42,8 @@ async def test_a_topic_never_runs_more_than_its_parallelism_and_seldom_less(
     assert history.kills
     last = sorted(run.start for run in history.runs)[-PARALLELISM]
     spells = idle_spells(history, PARALLELISM, last, AFTER_KILL)
-    assert sum(spell > A_MOMENT for spell in spells) <= len(spells) / 100
+    # Or once where there are fewer.
+    assert sum(spell > A_MOMENT for spell in spells) <= max(1, len(spells) / 100)
     assert list(reruns(history, PARALLELISM)) == []
     sys.stdout.write(
         f"{len(history.runs)} runs, {len(history.kills)} kills; fewer than {PARALLELISM} ran "
