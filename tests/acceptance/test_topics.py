@@ -10,8 +10,8 @@ from pgqueuetopia import NewJob, Queuetopia
 from tests.acceptance.cluster import Cluster, Connection, until_all_is_done
 from tests.acceptance.history import crowds, idle_spells, lost, reruns
 
-# 10,000 by $TOPIC_JOBS.
-JOBS = int(os.environ.get("TOPIC_JOBS", "600"))
+# 10,000 by $TOPIC_JOBS; enough for more than a hundred spells in any case.
+JOBS = int(os.environ.get("TOPIC_JOBS", "1000"))
 PARALLELISM = 4
 BETWEEN_KILLS = 2.0
 AFTER_KILL = 1.0
@@ -42,8 +42,7 @@ async def test_a_topic_never_runs_more_than_its_parallelism_and_seldom_less(
     assert history.kills
     last = sorted(run.start for run in history.runs)[-PARALLELISM]
     spells = idle_spells(history, PARALLELISM, last, AFTER_KILL)
-    # Or once where there are fewer.
-    assert sum(spell > A_MOMENT for spell in spells) <= max(1, len(spells) / 100)
+    assert sum(spell > A_MOMENT for spell in spells) <= len(spells) / 100
     assert list(reruns(history, PARALLELISM)) == []
     sys.stdout.write(
         f"{len(history.runs)} runs, {len(history.kills)} kills; fewer than {PARALLELISM} ran "

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from pgqueuetopia import QueuetopiaError, Repo
+from pgqueuetopia.db.table_ears import Ears
 from pgqueuetopia.table.schema import CHANNEL
 from tests.conftest import execute
 from tests.pooler import PGBOUNCER, a_pooler
@@ -146,6 +147,27 @@ async def test_no_row_is_started_while_a_transaction_that_suspends_is_under_way(
         await anyio.sleep(0.2)
         assert not recorder.performed
         await photos.connection.execute("delete from pgqueuetopia.job_configs where scope = 'Test'")
+        await eventually(lambda: recorder.performed)
+
+
+async def test_no_row_is_claimed_before_the_nodes_ears_have_been_tried(
+    photos: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that suspends would not wait for it."""
+    go_on = anyio.Event()
+    connect = Ears._connect
+
+    async def connect_late(ears: Ears) -> None:
+        await go_on.wait()
+        await connect(ears)
+
+    monkeypatch.setattr(Ears, "_connect", connect_late)
+    recorder = Recorder()
+    await photos.insert(1)
+    async with photos.running(recorder):
+        await anyio.sleep(0.2)
+        assert not recorder.performed
+        go_on.set()
         await eventually(lambda: recorder.performed)
 
 
