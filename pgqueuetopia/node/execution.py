@@ -18,27 +18,30 @@ from pgqueuetopia.backoff import doubling
 from pgqueuetopia.db.step import Ended
 from pgqueuetopia.errors import QueuetopiaError
 from pgqueuetopia.failure import FailurePolicy, settle
-from pgqueuetopia.job import Job, Seconds, as_delay, json_text
-from pgqueuetopia.modes import Success, SuccessMode
+from pgqueuetopia.job import Job, Seconds, as_delay
+from pgqueuetopia.modes import SuccessMode
 from pgqueuetopia.node.crew import Crew
+from pgqueuetopia.node.outcomes import (
+    encoded,
+    failure_of,
+    outcome_of,
+    outcome_of_a_stop,
+    success_of,
+    timed_out,
+)
 from pgqueuetopia.node.plan import Plan
 from pgqueuetopia.node.processes import ended, stop, watch
 from pgqueuetopia.node.progress import Progress
 from pgqueuetopia.node.run import Run, Stop
 from pgqueuetopia.node.store import Store
 from pgqueuetopia.outcome import (
-    Discard,
-    Discarded,
     Err,
     Failed,
     Failure,
     Interrupted,
-    Killed,
     Launched,
-    Ok,
     Outcome,
     Settlement,
-    Snooze,
     Snoozed,
     Succeeded,
 )
@@ -50,9 +53,6 @@ from pgqueuetopia.workers import Workers
 log = structlog.get_logger("pgqueuetopia")
 
 HOOK_TIMEOUT = 60
-LONGEST_RESULT = 1_000_000
-# What most runs come to.
-WITHOUT_RESULT = Succeeded()
 
 
 class Listener(Protocol):
@@ -108,7 +108,7 @@ class Execution:
             outcome = await self._perform_by_worker(job, listener)
             settlement = settle(job, outcome, self._policy, self._delay(job, outcome))
         _report(job, settlement)
-        listener.end(job, settlement, _encoded(job, settlement.result))
+        listener.end(job, settlement, encoded(job, settlement.result))
 
     def interrupt(self) -> None:
         """Cancel every job that runs; their attempts are given back."""
@@ -153,7 +153,7 @@ class Execution:
     async def _succeeded(self, mode: SuccessMode, job: Job, settlement: Settlement, run_time: float) -> None:
         try:
             with anyio.fail_after(HOOK_TIMEOUT):
-                told = mode(_success(job, settlement, run_time))
+                told = mode(success_of(job, settlement, run_time))
                 if inspect.isawaitable(told):
                     await told
         except Exception as error:
@@ -164,13 +164,13 @@ class Execution:
         try:
             performer = self._performer_of(job)
         except Exception as error:
-            return Failed(_failure_of(error))
+            return Failed(failure_of(error))
         if self._crew is None or performer is not self._performer:
             return await self._attempt(job, listener, performer)
         try:
             post = self._crew.assign()
         except Exception as error:
-            return Failed(_failure_of(error))
+            return Failed(failure_of(error))
         if post is None or post.worker is None:
             return Interrupted()
         outcome = await self._attempt(job, listener, post.worker)
@@ -191,15 +191,15 @@ class Execution:
         run = self._running[job.id] = Run()
         reporter.set(partial(self._progress.tell, job))
         try:
-            return _outcome_of(await self._perform(job, run, listener, performer))
+            return outcome_of(await self._perform(job, run, listener, performer))
         except asyncio.CancelledError as error:
             if run.is_cancelled_by_others():
                 raise
-            return _outcome_of_a_stop(run.stopped, self._limit(job), error)
+            return outcome_of_a_stop(run.stopped, self._limit(job), error)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
-            return Failed(_failure_of(error))
+            return Failed(failure_of(error))
         finally:
             run.end()
             del self._running[job.id]
@@ -262,7 +262,7 @@ class Execution:
         began = anyio.current_time()
         value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
         in_time = anyio.current_time() - began <= (limit or math.inf)
-        return value if in_time else Err(_timed_out(limit).message)
+        return value if in_time else Err(timed_out(limit).message)
 
     def _delay(self, job: Job, outcome: Outcome) -> timedelta:
         """The performer's backoff, should the job be tried again."""
@@ -291,74 +291,9 @@ async def _value_of(handle: Any) -> Any:
         return error
 
 
-def _outcome_of(value: object) -> Outcome:
-    match value:
-        case None:
-            return WITHOUT_RESULT
-        case Ok(result):
-            return Succeeded(result)
-        case Err(message):
-            return Failed(Failure(_said(message)))
-        case Snooze(delay):
-            return Snoozed(as_delay(delay))
-        case Discard(reason):
-            return Discarded(Failure(_said(reason)))
-        case Interrupted():
-            return value
-        case _:
-            return Succeeded(value)
-
-
-def _outcome_of_a_stop(why: Stop | None, limit: float, error: BaseException) -> Outcome:
-    match why:
-        case Stop.TIMED_OUT:
-            return Failed(_timed_out(limit))
-        case Stop.INTERRUPTED:
-            return Interrupted()
-        case Stop.KILLED:
-            return Killed()
-        case None:
-            return Failed(_failure_of(error))
-
-
-def _timed_out(limit: float) -> Failure:
-    return Failure(f"timeout: the job took longer than {limit:g} s")
-
-
-def _success(job: Job, settlement: Settlement, run_time: float) -> Success:
-    due = max(job.scheduled_at, job.next_attempt_at or job.scheduled_at)
-    waited = (job.attempted_at or due) - due
-    return Success(job, settlement.result, max(waited, timedelta(0)), timedelta(seconds=run_time))
-
-
-def _failure_of(error: BaseException) -> Failure:
-    return Failure(
-        f"{type(error).__name__}: {_said(error)}",
-        "".join(traceback.format_exception(error)),
-        error,
-    )
-
-
 def _tell_exception(event: str, job: Job, error: Exception) -> None:
     """Not by exc_info: with it structlog's console shows local values, and so the password of a DSN."""
     log.error(event, job=job.id, queue=job.queue, exception="".join(traceback.format_exception(error)))
-
-
-def _said(value: object) -> str:
-    try:
-        return str(value)
-    except Exception as error:
-        return f"its text cannot be had ({type(error).__name__})"
-
-
-def _encoded(job: Job, result: object) -> str | None:
-    """A result as JSON; one that is not JSON is not stored, for the job has succeeded all the same."""
-    if result is None:
-        return None
-    text, faults = json_text("result", result, LONGEST_RESULT)
-    if faults:
-        log.warning("result_not_stored", job=job.id, queue=job.queue, faults=faults[:3])
-    return None if faults else text
 
 
 def _report(job: Job, settlement: Settlement) -> None:

@@ -12,7 +12,7 @@ import structlog
 
 from pgqueuetopia import Err, Job, Queuetopia, Snooze
 from pgqueuetopia.db.rows import LONGEST_MESSAGE, LONGEST_TRACEBACK
-from pgqueuetopia.node.execution import LONGEST_RESULT
+from pgqueuetopia.node.outcomes import LONGEST_RESULT
 from tests.support import Recorder, an_app, eventually
 
 
