@@ -40,11 +40,12 @@ OURS, ALWAYS, NONE = "our trigger", "a trigger that always notifies", "no trigge
 TRIGGERS = {
     OURS: "",
     ALWAYS: """
-create or replace function pgqueuetopia.ring(scope text) returns void
-language plpgsql set search_path = pg_catalog, pg_temp
+create or replace function pgqueuetopia.ring(scope text) returns boolean
+language plpgsql
 as $$
 begin
   perform pg_notify('pgqueuetopia_jobs', scope);
+  return true;
 end
 $$
 """,

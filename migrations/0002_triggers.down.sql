@@ -14,4 +14,5 @@ drop function pgqueuetopia.jobs_inserted();
 drop function pgqueuetopia.tell(text, text[]);
 drop function pgqueuetopia.is_listened_to(text);
 drop function pgqueuetopia.ring(text);
+drop function pgqueuetopia.is_held(text, text);
 drop function pgqueuetopia.lock_key(text, text, text);

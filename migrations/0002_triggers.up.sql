@@ -3,35 +3,49 @@
 -- They run as their owner, so that a role that may only insert jobs needs no right on run_queue.
 
 -- Every advisory lock of pgqueuetopia: ('queue', scope, queue), ('slot', scope, topic and number), ('job', scope, id),
--- ('node', scope), ('sleeping', scope), ('starting', scope) and ('events', scope).
+-- ('node', scope), ('sleeping', scope), ('gate', scope), ('starting', scope) and ('events', scope).
 create function pgqueuetopia.lock_key(purpose text, scope text, name text default '') returns bigint
 language sql immutable parallel safe
 return hashtextextended(purpose || chr(31) || scope || chr(31) || name, 20);
 
--- Wakes the sleeping nodes of a scope. A transaction that notifies takes a lock on the whole database
--- at commit, so nobody is notified while nobody sleeps: a sleeping node holds the lock in shared mode.
-create function pgqueuetopia.ring(scope text) returns void
-language plpgsql set search_path = pg_catalog, pg_temp
+-- Whether somebody holds this lock of a scope, as who sleeps and who listens to events do, in shared mode. (An assignment
+-- is computed as it stands; a "perform" would be a query of its own, and insert's trigger asks this for every job.)
+create function pgqueuetopia.is_held(purpose text, scope text) returns boolean
+language plpgsql
 as $$
+declare
+  v_key bigint := pgqueuetopia.lock_key(purpose, scope);
+  v_unlocked boolean;
 begin
-  if pg_try_advisory_lock(pgqueuetopia.lock_key('sleeping', scope)) then
-    perform pg_advisory_unlock(pgqueuetopia.lock_key('sleeping', scope));
-  else
-    perform pg_notify('pgqueuetopia_jobs', scope);
-  end if;
-end
-$$;
-
--- Whether somebody wants to be told of events: whoever does holds the lock in shared mode.
-create function pgqueuetopia.is_listened_to(scope text) returns boolean
-language plpgsql set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if pg_try_advisory_lock(pgqueuetopia.lock_key('events', scope)) then
-    perform pg_advisory_unlock(pgqueuetopia.lock_key('events', scope));
+  if pg_try_advisory_lock(v_key) then
+    v_unlocked := pg_advisory_unlock(v_key);
     return false;
   end if;
   return true;
+end
+$$;
+
+-- Wakes the sleeping nodes of a scope. A transaction that notifies takes a lock on the whole database
+-- at commit, so nobody is notified while nobody sleeps. Returns whether somebody does.
+create function pgqueuetopia.ring(scope text) returns boolean
+language plpgsql
+as $$
+declare
+  v_sleeps boolean := pgqueuetopia.is_held('sleeping', scope);
+begin
+  if v_sleeps then
+    perform pg_notify('pgqueuetopia_jobs', scope);
+  end if;
+  return v_sleeps;
+end
+$$;
+
+-- Whether somebody wants to be told of events.
+create function pgqueuetopia.is_listened_to(scope text) returns boolean
+language plpgsql
+as $$
+begin
+  return pgqueuetopia.is_held('events', scope);
 end
 $$;
 
@@ -61,25 +75,26 @@ $$;
 create function pgqueuetopia.jobs_inserted() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_scope text;
+  v_rung boolean;
 begin
   insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at)
   select scope, queue, max(priority), min(greatest(scheduled_at, next_attempt_at))
   from inserted
   where done_at is null and not topic
   group by scope, queue;
-  perform pgqueuetopia.ring(scope)
-  from (select distinct scope from inserted where done_at is null) as scopes;
-  perform pgqueuetopia.tell(
-    scopes.scope,
-    array(
-      select json_build_array('inserted', i.id, i.queue, 0, null)::text
-      from inserted i
-      where i.scope = scopes.scope and i.done_at is null
-      order by i.id
-    )
-  )
-  from (select distinct scope from inserted where done_at is null) as scopes
-  where pgqueuetopia.is_listened_to(scopes.scope);
+  for v_scope in select distinct scope from inserted where done_at is null loop
+    v_rung := pgqueuetopia.ring(v_scope);
+    if pgqueuetopia.is_listened_to(v_scope) then
+      perform pgqueuetopia.tell(v_scope, array(
+        select json_build_array('inserted', i.id, i.queue, 0, null)::text
+        from inserted i
+        where i.scope = v_scope and i.done_at is null
+        order by i.id
+      ));
+    end if;
+  end loop;
   return null;
 end
 $$;
@@ -170,13 +185,14 @@ as $$
 $$;
 revoke execute on function pgqueuetopia.unpark(text, text) from public;
 
--- A transaction that suspends waits for the jobs that are being started, and holds up every claim
--- until it ends: no job starts after it has committed. A node that does not answer in two seconds is
+-- A transaction that suspends closes the gate, and so holds up every claim until it ends; then it waits for the jobs
+-- that are being started: no job starts after it has committed. A node that does not answer in two seconds is
 -- not waited for.
 create function pgqueuetopia.wait_for_starts(config_scope text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '2s'
 as $$
 begin
+  perform pg_advisory_xact_lock(pgqueuetopia.lock_key('gate', config_scope));
   perform pg_advisory_xact_lock(pgqueuetopia.lock_key('starting', config_scope));
 exception when lock_not_available then
   raise warning 'pgqueuetopia: a node of scope % did not answer in 2 s; it may start jobs it has claimed already', config_scope

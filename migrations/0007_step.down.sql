@@ -1,4 +1,4 @@
 drop procedure pgqueuetopia.step;
 drop function pgqueuetopia.fall_asleep(text);
-drop function pgqueuetopia.started(text);
+drop function pgqueuetopia.started(text, integer);
 drop function pgqueuetopia.may_start(text);

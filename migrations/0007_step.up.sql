@@ -1,12 +1,17 @@
 -- step(): the one hot path. One call a tick, for all queues of a node: it persists the outcomes that came
 -- in and claims the next jobs.
 
--- False while a transaction that suspends is under way.
+-- False while a transaction that suspends is under way; else it waits until what is claimed now has started. The gate
+-- comes first: who holds the other lock already would be given it again and again, before whoever waits for it.
 create function pgqueuetopia.may_start(p_scope text) returns boolean
 language plpgsql
 as $$
 begin
-  if not pg_try_advisory_lock_shared(pgqueuetopia.lock_key('starting', '*')) then
+  if not (
+    pg_try_advisory_xact_lock_shared(pgqueuetopia.lock_key('gate', '*'))
+    and pg_try_advisory_xact_lock_shared(pgqueuetopia.lock_key('gate', p_scope))
+    and pg_try_advisory_lock_shared(pgqueuetopia.lock_key('starting', '*'))
+  ) then
     return false;
   end if;
   if not pg_try_advisory_lock_shared(pgqueuetopia.lock_key('starting', p_scope)) then
@@ -17,13 +22,15 @@ begin
 end
 $$;
 
--- The jobs that were claimed have been started: a transaction that suspends need not wait any longer.
-create function pgqueuetopia.started(p_scope text) returns void
+-- The jobs that so many steps have claimed have been started: a transaction that suspends need not wait for them any longer.
+create function pgqueuetopia.started(p_scope text, p_steps integer) returns void
 language plpgsql
 as $$
 begin
-  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', '*'));
-  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', p_scope));
+  for i in 1 .. p_steps loop
+    perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', '*'));
+    perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('starting', p_scope));
+  end loop;
 end
 $$;
 
@@ -68,11 +75,11 @@ create procedure pgqueuetopia.step(
   p_avoid text[],
   p_room integer,
   p_rescue boolean,
-  -- whether finished jobs are kept; whether configs suspend single queues; whether the jobs of the steps before have
-  -- been started since (until then nothing may be claimed)
+  -- whether finished jobs are kept; whether configs suspend single queues; of how many of the steps before the jobs have
+  -- been started since
   p_keep boolean,
   p_queues_suspended boolean,
-  p_started boolean,
+  p_started integer,
   -- topics (see line_up): what this node may run of them, and which slots it holds
   p_topics text[],
   p_parallelisms integer[],
@@ -130,9 +137,7 @@ declare
   v_line pgqueuetopia.line;
 begin
   crowded := false;
-  if p_started then
-    perform pgqueuetopia.started(p_scope);
-  end if;
+  perform pgqueuetopia.started(p_scope, p_started);
   v_may_start := p_room > 0 and pgqueuetopia.may_start(p_scope);
   held_up := p_room > 0 and not v_may_start;
   loop
@@ -283,7 +288,7 @@ begin
     );
   end if;
   if cardinality(claimed) = 0 and v_may_start then
-    perform pgqueuetopia.started(p_scope);
+    perform pgqueuetopia.started(p_scope, 1);
   end if;
 end
 $$;

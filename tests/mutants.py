@@ -166,6 +166,22 @@ MUTANTS = [
         f"{RACES}::test_rows_behind_a_running_job_are_tidied_even_by_a_node_that_is_full",
     ),
     Mutant(
+        "a session that claims all the time keeps a suspension waiting",
+        STEP,
+        "    pg_try_advisory_xact_lock_shared(pgqueuetopia.lock_key('gate', '*'))\n"
+        "    and pg_try_advisory_xact_lock_shared(pgqueuetopia.lock_key('gate', p_scope))\n"
+        "    and ",
+        "    ",
+        f"{RACES}::test_a_suspension_is_not_kept_waiting_by_what_would_be_claimed_meanwhile",
+    ),
+    Mutant(
+        "one step's start counts for all",
+        "pgqueuetopia/db/session.py",
+        "self._unstarted - starting,",
+        "self._unstarted,",
+        f"{RACES}::test_a_suspension_waits_for_each_of_the_steps_whose_jobs_are_being_started",
+    ),
+    Mutant(
         "a suspension does not wait for what is being started",
         TRIGGERS,
         "    perform pgqueuetopia.wait_for_starts(new.scope);",

@@ -76,7 +76,8 @@ class Session:
         self.node = node
         self._connection = connection
         self._statements: dict[str, PreparedStatement] = {}
-        self._starting = False
+        # How many steps have claimed jobs of which the server does not know yet that they have been started.
+        self._unstarted = 0
         # Where the scan of the run queue goes on: priorities, and a time for each.
         self._front: tuple[list[int] | None, list[datetime] | None] = None, None
         self._topic_fronts: str | None = None
@@ -188,7 +189,7 @@ class Session:
         keep: bool,
         everything: bool = True,
         queues_suspended: bool = True,
-        started: bool = True,
+        starting: int = 0,
         careful: bool = False,
         lines: Lines | None = None,
     ) -> Stepped:
@@ -197,9 +198,9 @@ class Session:
         `running`: the queues whose job runs on, and when it was claimed, by the server's clock.
         `everything`: scan the run queue from its start, and not from where the last step came to.
         `queues_suspended`: whether configs suspend single queues. `yielding`: which of their queues go on
-        only where others need no room. Unless everything that was claimed before has `started`, `room`
-        must be 0. A `careful` step passes over rows that somebody has locked; another one waits for them
-        a little, and then becomes careful. `lines`: the topics of this node.
+        only where others need no room. `starting`: how many of the steps before have claimed jobs that have
+        not been started yet. A `careful` step passes over rows that somebody has locked; another one waits
+        for them a little, and then becomes careful. `lines`: the topics of this node.
         """
         [row] = await self._fetch(
             "step",
@@ -216,7 +217,7 @@ class Session:
             rescue,
             keep,
             queues_suspended,
-            self._starting and started,
+            self._unstarted - starting,
             careful,
             *((None, None) if everything else self._front),
             *(lines.columns(self._topic_fronts) if lines else NO_LINES),
@@ -224,14 +225,14 @@ class Session:
         self._front = row["priorities"], row["fronts"]
         self._topic_fronts = row["topic_fronts"]
         stepped = stepped_of(row, self.scope)
-        self._starting = bool(stepped.claimed) or (self._starting and not started)
+        self._unstarted = starting + bool(stepped.claimed)
         return stepped
 
     async def started(self) -> None:
-        """The jobs that the last step claimed have been started."""
-        if self._starting:
-            self._starting = False
-            await self._fetch("started", self.scope)
+        """The jobs that the steps before have claimed have been started."""
+        if self._unstarted:
+            steps, self._unstarted = self._unstarted, 0
+            await self._fetch("started", self.scope, steps)
 
     async def fall_asleep(self) -> tuple[int, bool]:
         """Have creators notify from now on. Returns the horizon, and whether no other node runs.

@@ -27,7 +27,7 @@ HEARTBEAT = 5.0
 HORIZON = "select pg_current_xact_id()::text::bigint as horizon"
 PASSED = "select pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= $1::bigint as passed"
 MAY_START = "select pgqueuetopia.may_start($1::text) as may_start"
-STARTED = "select pgqueuetopia.started($1::text)"
+STARTED = "select pgqueuetopia.started($1::text, 1)"
 
 
 @dataclass(slots=True)

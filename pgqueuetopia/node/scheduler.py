@@ -28,7 +28,7 @@ LINGER_LOOK = 0.004
 # How often a node looks for the queues of dead nodes while others run.
 RESCUE = 0.25
 HELD_UP_LOOK = 0.02
-# How long the next step waits for claimed jobs to start; it then claims nothing.
+# How long a node that has nothing else to do waits for claimed jobs to start, before it looks again.
 START_PATIENCE = 0.1
 # How long a node stays careful after it met rows that somebody has locked.
 CAREFUL = 5.0
@@ -81,7 +81,8 @@ class Scheduler:
     before_step: Callable[[Session], Awaitable[None]]
     running: dict[str | int, Hold] = field(default_factory=dict)
     ended: list[Ended] = field(default_factory=list)
-    starting: set[int] = field(default_factory=set)
+    # A set of ids for each step whose jobs have not all been started.
+    starting: list[set[int]] = field(default_factory=list)
     leaving: bool = False
     _served_at: dict[str, datetime] = field(default_factory=dict)
     _sleep: Sleep | None = None
@@ -111,12 +112,12 @@ class Scheduler:
         False in a process that was frozen since the job was claimed: its queue may run elsewhere. The last
         thing before the performer, for a process may be frozen between any two.
         """
-        self.starting.discard(job.id)
+        self._has_begun(job)
         return self.session.is_fresh
 
     def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
         """A job has ended: have it written, and its queue looked at."""
-        self.starting.discard(job.id)
+        self._has_begun(job)
         hold = self.running.pop(_key(job))
         self.ended.append(
             Ended(
@@ -156,7 +157,7 @@ class Scheduler:
     async def _ask(self, ended: list[Ended]) -> Stepped:
         now = time.monotonic()
         rescue = self._rescues or now - self._last_rescue >= self._rescue_pause
-        may_claim = not (self.starting or self.leaving or self.plan.pause.all)
+        may_claim = not (self.leaving or self.plan.pause.all)
         room = self.room.left(len(self.running), now) if may_claim else 0
         stepped = await self.session.step(
             ended,
@@ -174,7 +175,7 @@ class Scheduler:
             everything=rescue or self._sleep is not None,
             keep=self.plan.keeps_finished_jobs,
             queues_suspended=self.plan.per_queue_suspension,
-            started=not self.starting,
+            starting=self._count_starting(),
             careful=now < self._careful_until,
             lines=self._lines(ended, room) if self.plan.topics else None,
         )
@@ -214,6 +215,7 @@ class Scheduler:
         self.ended += [Ended(queue=queue, slice_since=now) for queue in stepped.again]
         slices = {one.queue: one.slice_since for one in ended}
         slots = [None] * (len(stepped.claimed) - len(stepped.slots)) + stepped.slots
+        self.starting.append({job.id for job in stepped.claimed})
         for job, slot in zip(stepped.claimed, slots, strict=True):
             since = slices.get(job.queue, now)
             since = since if now - since <= SLICE else now
@@ -244,20 +246,29 @@ class Scheduler:
         if self.leaving or self.plan.pause.holds(job.queue):
             self.end(job, Settlement.interrupted(), None)
         else:
-            self.starting.add(job.id)
             self.start(job)
+
+    def _has_begun(self, job: Job) -> None:
+        """May be called by any thread."""
+        for ids in self.starting:
+            ids.discard(job.id)
+
+    def _count_starting(self) -> int:
+        """Of how many steps some jobs have not been started yet."""
+        self.starting = [ids for ids in self.starting if ids]
+        return len(self.starting)
 
     async def _rest(self, stepped: Stepped) -> None:
         """Wait for the first of the bell and the time of the next look."""
         await anyio.lowlevel.checkpoint()
         with anyio.move_on_after(START_PATIENCE):
             # A thread that rang would hand the processor over before it has called the performer.
-            while self.starting:  # noqa: ASYNC110
+            while self._count_starting() and not self.bell.rung:  # noqa: ASYNC110
                 await anyio.sleep(START_LOOK)
         if stepped.claimed:
             # Here, for a busy node comes no further: creators notify as long as we count as asleep.
             await self._wake_up()
-        if not (self.starting or self.bell.rung):
+        if not (self._count_starting() or self.bell.rung):
             await self.session.started()
             await self._wait(await self._pause(stepped))
 

@@ -47,6 +47,7 @@ async def look(session: Session, *ended: Ended, room: int = 10, over: bool = Fal
         [],
         room,
         rescue=known.get("rescue", True),
+        starting=known.get("starting", 0),
         keep=True,
     )
 

@@ -529,6 +529,41 @@ async def test_a_suspension_waits_for_the_jobs_that_are_being_started(racing_dsn
         assert (after.claimed, after.suspended) == ([], True)
 
 
+async def test_a_suspension_is_not_kept_waiting_by_what_would_be_claimed_meanwhile(dsn: str) -> None:
+    """The session that holds the lock it waits for would be given it again, before it."""
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a], anyio.create_task_group() as tasks:
+        await app.create_job("q", "a")
+        await app.create_job("q2", "a")
+        first = await look(a, room=1)
+        tasks.start_soon(app.suspend)
+        await eventually(lambda: is_waiting_for_starts(dsn))
+        second = await look(a, running=first.claimed, starting=1)
+        assert (len(first.claimed), second.claimed, second.held_up) == (1, [], True)
+        await a.started()
+
+
+async def test_a_suspension_waits_for_each_of_the_steps_whose_jobs_are_being_started(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a], anyio.create_task_group() as tasks:
+        await app.create_job("q", "a")
+        await app.create_job("q2", "a")
+        suspended = anyio.Event()
+
+        async def suspend() -> None:
+            await app.suspend()
+            suspended.set()
+
+        claimed = (await look(a, room=1)).claimed
+        claimed += (await look(a, room=1, running=claimed, starting=1)).claimed
+        assert len(claimed) == 2
+        tasks.start_soon(suspend)
+        await eventually(lambda: is_waiting_for_starts(dsn))
+        await look(a, running=claimed, starting=1)
+        await anyio.sleep(0.1)
+        assert not suspended.is_set(), "what one of the two has claimed has not been started yet"
+        await a.started()
+        await suspended.wait()
+
+
 async def is_waiting_for_starts(dsn: str) -> bool:
     connection = await asyncpg.connect(dsn)
     found = await connection.fetch(f"select from {ADVISORY_LOCKS} where objsubid = 1 and not granted")
