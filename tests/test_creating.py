@@ -1,6 +1,8 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import asyncpg
 import pytest
 
@@ -24,6 +26,24 @@ async def test_a_job_comes_back_as_it_was_stored(dsn: str) -> None:
     assert job.params == {"to": "ä@b.c", "nested": {"list": [1, 2.5, None, True]}}
     assert (job.timeout, job.max_backoff) == (timedelta(seconds=1.5), timedelta(hours=1))
     assert (job.max_attempts, job.priority, job.attempts, job.claim) == (3, -2, 0, 0)
+
+
+async def test_a_pool_that_is_closed_while_somebody_connects_is_opened_again_for_them(dsn: str) -> None:
+    found = []
+
+    async def find() -> None:
+        found.append(await app.get_job(job))
+
+    async with an_app(dsn) as app:
+        job = await app.create_job("q", "a")
+        for turns in range(10):
+            await app.close()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(find)
+                for _ in range(turns):
+                    await anyio.lowlevel.checkpoint()
+                await app.close()
+    assert found == [job] * 10
 
 
 async def test_the_defaults_are_those_of_queuetopia(dsn: str) -> None:

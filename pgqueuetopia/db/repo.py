@@ -78,9 +78,23 @@ class Repo:
             if conn is not None:
                 yield conn
             else:
-                pool = self._pool or await self._open()
-                async with pool.acquire(timeout=self._timeout) as pooled:
+                pool, pooled = await self._acquire()
+                try:
                     yield pooled
+                finally:
+                    await pool.release(pooled)
+
+    async def _acquire(
+        self,
+    ) -> "tuple[asyncpg.Pool[asyncpg.Record], asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]":
+        """A connection, of a new pool where somebody closes this one meanwhile."""
+        while True:
+            pool = self._pool or await self._open()
+            try:
+                return pool, await pool.acquire(timeout=self._timeout)
+            except asyncpg.InterfaceError:
+                if pool is self._pool:
+                    raise
 
     async def _open(self) -> "asyncpg.Pool[asyncpg.Record]":
         async with self._opening:
