@@ -26,17 +26,21 @@ class Workload:
     jobs: int
     queues: int
     concurrency: int = 100
+    prefetch: int = 1
 
     def __str__(self) -> str:
         queues = f"over {self.queues:,} queues" if self.queues > 1 else "in one queue"
-        return f"{self.jobs:,} jobs {queues}, {min(self.concurrency, self.queues)} at a time"
+        prefetch = f", prefetch={self.prefetch}" if self.prefetch > 1 else ""
+        return f"{self.jobs:,} jobs {queues}, {min(self.concurrency, self.queues)} at a time{prefetch}"
 
 
 WORKLOADS = (
     Workload(10_000, 1_000),
     Workload(50_000, 1_000),
     Workload(50_000, 1_000, concurrency=500),
+    Workload(50_000, 1_000, concurrency=500, prefetch=16),
     Workload(5_000, 1),
+    Workload(20_000, 1, prefetch=16),
 )
 
 
@@ -56,7 +60,13 @@ async def measure(server: Server, tell: Callable[[str], None]) -> list[Figure]:
 async def jobs_per_second(dsn: str, workload: Workload) -> float:
     """Create the jobs, and then have one node run them; it leaves once the outcomes are written."""
     performer = Nothing(workload.jobs)
-    app = Queuetopia(repo=Repo(dsn), performer=performer, scope=SCOPE, concurrency=workload.concurrency)
+    app = Queuetopia(
+        repo=Repo(dsn),
+        performer=performer,
+        scope=SCOPE,
+        concurrency=workload.concurrency,
+        prefetch=workload.prefetch,
+    )
     await app.create_jobs([NewJob(f"q{n % workload.queues}", "nothing") for n in range(workload.jobs)])
     async with app.running():
         await performer.all_started.wait()

@@ -56,6 +56,8 @@ begin
     )::text
     from unnest(p_ids) i (id)
     join pgqueuetopia.jobs j on j.id = i.id
+    -- Of one that was prefetched and not started there is nothing to tell.
+    where j.attempted_by is not null
   ));
 end
 $$;
@@ -83,10 +85,11 @@ $$;
 
 -- Write what became of jobs; the fence is claim. An outcome that is null leaves the job pending: after
 -- the delay, or blocked until an operator acts where that is null too. An attempt that is not spent is
--- given back. The arrays after the claims may be shorter: the jobs beyond their end have succeeded, without a
--- result, as most do. Returns what was saved, with its queue, and the place at which the queue was if it has
--- ended, and the snapshot that was given with it (see claim); and what could not be saved because somebody has
--- locked the row.
+-- given back; a prefetched job (see claim) that was not started, and has no delay, is as it was before. One that was
+-- started counts its attempt now, and began as long ago as its run took, in seconds. The arrays after the claims
+-- may be shorter: the jobs beyond their end have succeeded, without a result, as most do. Returns what was saved,
+-- with its queue, and the place at which the queue was if it has ended, and the snapshot and length that were given
+-- with it (see claim); and what could not be saved because somebody has locked the row.
 create function pgqueuetopia.persist(
   p_scope text,
   p_ids bigint[],
@@ -99,12 +102,15 @@ create function pgqueuetopia.persist(
   p_moves text[],
   p_queues text[],
   p_snapshots text[],
+  p_lengths integer[],
+  p_run_times double precision[],
   p_keep boolean,
   p_careful boolean,
   out saved bigint[],
   out queues text[],
   out places timestamptz[],
   out snapshots text[],
+  out lengths integer[],
   out busy bigint[]
 )
 language plpgsql
@@ -133,10 +139,17 @@ begin
       outcome = s.outcome,
       next_attempt_at = case
         when s.outcome is not null then j.next_attempt_at
-        when s.delay is null then 'infinity'
-        else v_now + s.delay
+        when s.delay is not null then v_now + s.delay
+        when s.spent then 'infinity'
       end,
-      attempts = case when s.spent is not false then j.attempts else greatest(j.attempts - 1, 0) end,
+      attempts = greatest(
+        j.attempts + (j.attempted_at is null)::integer - (s.spent is not distinct from false)::integer, 0
+      ),
+      attempted_at = case
+        when s.given_back then null
+        else coalesce(j.attempted_at, v_now - coalesce(s.run_time, 0) * interval '1 second')
+      end,
+      attempted_by = case when not s.given_back then j.attempted_by end,
       errors = case
         when s.error is null then j.errors else pgqueuetopia.append_error(j.errors, s.error, v_now)
       end,
@@ -145,9 +158,11 @@ begin
     from (
       select
         u.id, u.claim, case when u.spent is null then 'succeeded' else u.outcome end as outcome,
-        u.delay, u.spent, u.error, u.result, u.queue, u.snapshot
-      from unnest(p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_queues, p_snapshots)
-        as u (id, claim, outcome, delay, spent, error, result, queue, snapshot)
+        u.delay, u.spent, u.error, u.result, u.queue, u.snapshot, u.length, u.run_time,
+        u.outcome is null and u.delay is null and u.spent is not distinct from false as given_back
+      from unnest(
+        p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_queues, p_snapshots, p_lengths, p_run_times
+      ) as u (id, claim, outcome, delay, spent, error, result, queue, snapshot, length, run_time)
     ) s
     where j.id = s.id
       and j.claim = s.claim
@@ -156,14 +171,14 @@ begin
       and (not p_careful or j.id = any (v_ids))
     -- The queue by which it was claimed: somebody may have moved it to another one since.
     returning
-      j.id, s.queue, s.snapshot,
+      j.id, s.queue, s.snapshot, s.length,
       case when j.done_at is not null and j.queue = s.queue then j.scheduled_at end as place,
       j.reply and (j.outcome is not null or s.error is not null) as tells
   )
   select
     coalesce(array_agg(s.id), '{}'), coalesce(array_agg(s.queue), '{}'), array_agg(s.place),
-    array_agg(s.snapshot), array_agg(s.id) filter (where s.tells)
-  into saved, queues, places, snapshots, v_told
+    array_agg(s.snapshot), array_agg(s.length), array_agg(s.id) filter (where s.tells)
+  into saved, queues, places, snapshots, lengths, v_told
   from saving s;
   if v_told is not null then
     perform pgqueuetopia.reply(v_told);

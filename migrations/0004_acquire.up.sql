@@ -197,7 +197,7 @@ begin
     where j.id = any (p_ids)
       -- Once more, for the row may have changed while we waited for it: its node writes late, by the pool.
       and j.outcome is null
-      and j.attempted_at >= coalesce(j.next_attempt_at, '-infinity')
+      and (j.attempted_at is null or j.attempted_at >= coalesce(j.next_attempt_at, '-infinity'))
     returning json_build_array('crashed', j.id, j.queue, j.attempts, j.attempted_by)::text as event
   )
   select array_agg(w.event) into v_waiting from waiting w;
@@ -210,9 +210,9 @@ $$;
 -- Mark the rows by which queues were locked, and return the queues that may be run. A row that is gone
 -- was removed by the former holder as it let go: it left another one if jobs remain, so that queue is
 -- left for the next look. A queue with a row that is taken already was left by a node that died: its job
--- that was running becomes one that waits for its next attempt, so that nothing overtakes it. To
--- find it the whole queue is read, which nobody else ever has to. The other rows go: the look that follows sees
--- what they stand for.
+-- that was running becomes one that waits for its next attempt, so that nothing overtakes it, and what
+-- was prefetched behind it is as before. To find them the whole queue is read, which nobody else ever has to. The other
+-- rows go: the look that follows sees what they stand for.
 create function pgqueuetopia.take(
   p_scope text,
   p_rows bigint[],
@@ -226,6 +226,7 @@ declare
   v_queues text[];
   v_orphans text[];
   v_ids bigint[];
+  v_prefetched bigint[];
 begin
   if p_careful then
     v_rows := array(
@@ -265,21 +266,29 @@ begin
   into v_queues, v_orphans
   from marked m;
   if v_orphans is not null then
-    v_ids := array(
-      select o.id
-      from unnest(v_orphans) q (queue)
-      cross join lateral (
-        select o.id from pgqueuetopia.jobs o
-        where o.scope = p_scope
-          and o.queue = q.queue
-          and o.done_at is null
-          and not o.topic
-          and o.claim > 0
-          and o.attempted_at >= coalesce(o.next_attempt_at, '-infinity')
-        offset 0
-      ) o
-    );
+    select array_agg(o.id) filter (where o.is_first), array_agg(o.id) filter (where not o.is_first)
+    into v_ids, v_prefetched
+    from unnest(v_orphans) q (queue)
+    cross join lateral (
+      select
+        o.id,
+        -- Of those whose start was written, else of those that were prefetched.
+        row_number() over (order by o.attempted_at is null, o.scheduled_at, o.id) = 1 as is_first
+      from pgqueuetopia.jobs o
+      where o.scope = p_scope
+        and o.queue = q.queue
+        and o.done_at is null
+        and not o.topic
+        and o.claim > 0
+        and (
+          o.attempted_at >= coalesce(o.next_attempt_at, '-infinity')
+          or (o.attempted_at is null and o.attempted_by is not null)
+        )
+      offset 0
+    ) o;
     perform pgqueuetopia.wait_for_report(p_scope, v_ids);
+    update pgqueuetopia.jobs j set attempted_at = null, attempted_by = null
+    where j.id = any (v_prefetched) and j.outcome is null;
   end if;
   perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
   from unnest(p_queues) q (queue)

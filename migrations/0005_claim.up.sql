@@ -48,6 +48,10 @@ create type pgqueuetopia.claimed_job as (
 -- last: a row that nobody has taken, of a transaction that the snapshot of that look did not see. Such rows are
 -- removed, for the look from the start that follows sees what they stand for. (One index range and a few points,
 -- however many dead rows a long transaction keeps, and whatever it has written itself.)
+--
+-- A queue that goes on and has a length gets as many jobs at once, to be run one after the other: its head, and what is
+-- due behind it and was never started. These are prefetched: claimed, but not started (attempted_at is null, and the
+-- attempt is not counted), until the node tells otherwise.
 create function pgqueuetopia.claim(
   p_scope text,
   p_node text,
@@ -55,6 +59,7 @@ create function pgqueuetopia.claim(
   p_ids bigint[],
   p_places timestamptz[],
   p_snapshots text[],
+  p_lengths integer[],
   p_yielding text[],
   p_over boolean,
   p_avoid text[],
@@ -66,11 +71,14 @@ create function pgqueuetopia.claim(
   out claimed pgqueuetopia.claimed_job[],
   out again text[],
   out let_go text[],
-  out skipped boolean
+  out skipped boolean,
+  -- of how many queues some jobs were claimed
+  out held integer
 )
 language plpgsql
 as $$
 declare
+  c_long_params constant integer := 2000;
   v_now timestamptz := clock_timestamp();
 begin
   -- failpoint: before look
@@ -82,11 +90,13 @@ begin
       case when q.snapshot not like '%:' then string_to_array(split_part(q.snapshot, ':', 3), ',')::xid8[] end
         as running,
       q.queue = any (p_avoid)
-      or (p_over and row_number() over (order by q.n) > p_spare) as yields
-    from unnest(p_queues, p_ids, p_places, p_snapshots) with ordinality as q (queue, id, place, snapshot, n)
+      or (p_over and row_number() over (order by q.n) > p_spare) as yields,
+      case when not p_careful then q.length end as length
+    from unnest(p_queues, p_ids, p_places, p_snapshots, p_lengths) with ordinality
+      as q (queue, id, place, snapshot, length, n)
     where (q.queue = any (p_yielding)) = p_over
     union all
-    select q.queue, null, null, null, null, false from unnest(p_acquired) q (queue)
+    select q.queue, null, null, null, null, false, null from unnest(p_acquired) q (queue)
   ),
   ahead as materialized (
     select a.queue, e.id
@@ -123,7 +133,10 @@ begin
       a.suspended,
       j.id,
       j.priority,
+      j.scheduled_at,
       j.due_at,
+      -- One that waited may be behind others.
+      case when j.next_attempt_at is null then a.length end as length,
       not (a.yields or a.suspended or p_suspended) and coalesce(j.due_at <= v_now, false) as due
     from (
       select
@@ -136,7 +149,8 @@ begin
     left join lateral (
       -- The next one of a queue that goes on: dead index entries are passed once.
       (
-        select n.id, n.priority, greatest(n.scheduled_at, n.next_attempt_at) as due_at
+        select
+          n.id, n.priority, n.scheduled_at, n.next_attempt_at, greatest(n.scheduled_at, n.next_attempt_at) as due_at
         from pgqueuetopia.jobs n
         where n.scope = p_scope and n.queue = a.queue and n.done_at is null and not n.topic
           and (n.scheduled_at, n.id) > (a.after_at, a.after_id)
@@ -146,7 +160,7 @@ begin
       union all
       -- A head that waits for its next attempt: nothing overtakes it.
       (
-        select w.id, w.priority, greatest(w.scheduled_at, w.next_attempt_at)
+        select w.id, w.priority, w.scheduled_at, w.next_attempt_at, greatest(w.scheduled_at, w.next_attempt_at)
         from pgqueuetopia.jobs w
         where w.scope = p_scope and w.queue = a.queue
           and w.done_at is null and w.next_attempt_at is not null and not w.topic
@@ -154,13 +168,36 @@ begin
       )
       union all
       (
-        select f.id, f.priority, greatest(f.scheduled_at, f.next_attempt_at)
+        select f.id, f.priority, f.scheduled_at, f.next_attempt_at, greatest(f.scheduled_at, f.next_attempt_at)
         from pgqueuetopia.jobs f
         where f.scope = p_scope and f.queue = a.queue and f.done_at is null and not f.topic
         order by f.scheduled_at, f.id limit 1
       )
       limit 1
     ) j on true
+  ),
+  prefetched as materialized (
+    select b.id
+    from look l
+    cross join lateral (
+      select
+        n.id,
+        bool_and(
+          n.scheduled_at <= v_now
+          and n.attempted_at is null
+          and n.next_attempt_at is null
+          and pg_column_size(n.params) <= c_long_params
+        ) over (order by n.scheduled_at, n.id rows unbounded preceding) as is_next
+      from (
+        select m.id, m.scheduled_at, m.attempted_at, m.next_attempt_at, m.params
+        from pgqueuetopia.jobs m
+        where m.scope = p_scope and m.queue = l.queue and m.done_at is null and not m.topic
+          and (m.scheduled_at, m.id) > (l.scheduled_at, l.id)
+        order by m.scheduled_at, m.id
+        limit l.length - 1
+      ) n
+    ) b
+    where l.due and l.length > 1 and b.is_next
   ),
   free as (
     select j.id from pgqueuetopia.jobs j
@@ -171,19 +208,22 @@ begin
     update pgqueuetopia.jobs j
     set
       claim = j.claim + 1,
-      attempts = j.attempts + 1,
-      attempted_at = v_now,
+      attempts = j.attempts + c.started,
+      attempted_at = case when c.started = 1 then v_now end,
       attempted_by = p_node
-    from look l
-    where l.due
-      and j.id = l.id
+    from (
+      select l.id, 1 as started from look l where l.due
+      union all
+      select r.id, 0 from prefetched r
+    ) c
+    where j.id = c.id
       and j.outcome is null
       and (not p_careful or j.id in (select f.id from free f))
     returning j.queue, row(
       j.id, j.queue, j.action,
       case when pg_column_size(j.params) <= 65536 then j.params end,
       j.priority, j.timeout, j.max_backoff, j.max_attempts, j.scheduled_at, j.next_attempt_at,
-      j.attempts, j.claim, j.attempted_at, j.attempted_by, j.errors, j.inserted_at, j.updated_at,
+      j.attempts + 1 - c.started, j.claim, j.attempted_at, j.attempted_by, j.errors, j.inserted_at, j.updated_at,
       j.failure_mode, j.reply, j.moved_from
     )::pgqueuetopia.claimed_job as job
   ),
@@ -216,8 +256,9 @@ begin
     -- Due, but ended by somebody else in this very moment: still ours, to be looked at again.
     coalesce(array_agg(l.queue) filter (where l.due and not p_careful), '{}'),
     coalesce(array_agg(l.queue) filter (where not l.due or p_careful), '{}'),
-    coalesce(bool_or(l.due and p_careful), false)
-  into claimed, again, let_go, skipped
+    coalesce(bool_or(l.due and p_careful), false),
+    (select count(*) from look) - count(*)
+  into claimed, again, let_go, skipped, held
   from look l
   where l.queue not in (select c.queue from claiming c);
 end

@@ -51,6 +51,43 @@ begin
 end
 $$;
 
+-- Where several jobs of a queue were claimed at once: which queues are to be looked at, each once, from the place
+-- that they came to. Not those of which another job runs, or cannot be saved yet.
+create function pgqueuetopia.whose_jobs_have_ended(
+  p_queues text[], p_ids bigint[], p_places timestamptz[], p_snapshots text[], p_lengths integer[], p_others text[],
+  out queues text[], out ids bigint[], out places timestamptz[], out snapshots text[], out lengths integer[]
+)
+language plpgsql
+as $$
+begin
+  select
+    coalesce(array_agg(q.queue), '{}'), array_agg(q.id), array_agg(q.place), array_agg(q.snapshot), array_agg(q.length)
+  into queues, ids, places, snapshots, lengths
+  from (
+    select distinct on (q.queue) q.*
+    from unnest(p_queues, p_ids, p_places, p_snapshots, p_lengths) q (queue, id, place, snapshot, length)
+    order by q.queue, q.place desc nulls last, q.id desc nulls last
+  ) q
+  -- A topic's job has no queue here.
+  where q.queue <> all (array_remove(p_others, null));
+end
+$$;
+
+-- These were prefetched, and run now: from now on their attempt counts, whatever happens to their node.
+create function pgqueuetopia.note_begun(p_node text, p_ids bigint[]) returns void
+language plpgsql
+as $$
+begin
+  update pgqueuetopia.jobs j
+  set attempts = j.attempts + 1, attempted_at = clock_timestamp()
+  where j.attempted_at is null and j.id = any (array(
+    select b.id from pgqueuetopia.jobs b
+    where b.id = any (p_ids) and b.attempted_by = p_node and b.outcome is null
+    for update skip locked
+  ));
+end
+$$;
+
 create procedure pgqueuetopia.step(
   p_scope text,
   p_node text,
@@ -68,6 +105,11 @@ create procedure pgqueuetopia.step(
   p_queues text[],
   p_snapshots text[],
   p_yielding text[],
+  -- how many jobs a queue gets at once (see claim); how long the jobs ran, in seconds, where some of several have ended
+  -- (else null); which of those that were prefetched run by now
+  p_lengths integer[],
+  p_run_times double precision[],
+  p_begun bigint[],
   -- queues whose job runs on, and since when; queues that this node must not run; how many jobs may be claimed; whether to
   -- look for the queues of the dead
   p_running text[],
@@ -122,8 +164,11 @@ declare
   v_may_start boolean;
   v_some_queue_suspended boolean;
   v_queues text[];
+  v_ids bigint[];
   v_places timestamptz[];
   v_snapshots text[];
+  v_lengths integer[];
+  v_held integer;
   v_acquired text[];
   v_contended boolean := false;
   v_priorities integer[];
@@ -132,11 +177,15 @@ declare
   v_let_go text[];
   v_held_ended boolean[];
   v_first integer;
+  v_known text[] := p_running || p_queues;
   v_adopted text[];
   v_started pgqueuetopia.claimed_job[];
   v_line pgqueuetopia.line;
 begin
   crowded := false;
+  if p_run_times is not null then
+    v_known := p_running || array(select distinct q.queue from unnest(p_queues) q (queue));
+  end if;
   perform pgqueuetopia.started(p_scope, p_started);
   v_may_start := p_room > 0 and pgqueuetopia.may_start(p_scope);
   held_up := p_room > 0 and not v_may_start;
@@ -148,6 +197,7 @@ begin
       v_queues := '{}';
       v_places := '{}';
       v_snapshots := '{}';
+      v_lengths := '{}';
       v_priorities := null;
       v_fronts := null;
       slots := '{}';
@@ -156,10 +206,11 @@ begin
       v_line := null;
       v_first := 0;
       if cardinality(p_ids) > 0 then
-        select p.saved, p.queues, p.places, p.snapshots, p.busy into saved, v_queues, v_places, v_snapshots, busy
+        select p.saved, p.queues, p.places, p.snapshots, p.lengths, p.busy
+        into saved, v_queues, v_places, v_snapshots, v_lengths, busy
         from pgqueuetopia.persist(
           p_scope, p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_moves, p_queues, p_snapshots,
-          p_keep, v_careful
+          p_lengths, p_run_times, p_keep, v_careful
         ) p;
       end if;
       if array_position(p_ids, null) is not null then
@@ -167,6 +218,21 @@ begin
         v_queues := v_queues || array(
           select q.queue from unnest(p_ids, p_queues) q (id, queue) where q.id is null
         );
+      end if;
+      v_ids := saved;
+      if p_run_times is not null then
+        select h.queues, h.ids, h.places, h.snapshots, h.lengths into v_queues, v_ids, v_places, v_snapshots, v_lengths
+        from pgqueuetopia.whose_jobs_have_ended(
+          v_queues, saved, v_places, v_snapshots, v_lengths,
+          p_running || array(select b.queue from unnest(p_ids, p_queues) b (id, queue) where b.id = any (busy))
+        ) h;
+      end if;
+      if cardinality(p_begun) > 0 then
+        perform pgqueuetopia.note_begun(p_node, p_begun);
+      end if;
+      if cardinality(p_lengths) > 0 and pgqueuetopia.is_listened_to(p_scope) then
+        -- Who listens is told of each start before the next.
+        v_lengths := null;
       end if;
       if cardinality(p_held_ids) > 0 then
         v_held_ended := array(
@@ -188,11 +254,11 @@ begin
       v_now := clock_timestamp();
       -- Those that go on come first; what they leave of the room is for others; a queue whose slice is over
       -- goes on only where that is not needed.
-      select c.* into claimed, again, v_let_go, v_skipped from pgqueuetopia.claim(
-        p_scope, p_node, v_queues, saved, v_places, v_snapshots, p_yielding, false, p_avoid, '{}', 0,
+      select c.* into claimed, again, v_let_go, v_skipped, v_held from pgqueuetopia.claim(
+        p_scope, p_node, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, false, p_avoid, '{}', 0,
         suspended or not v_may_start, v_some_queue_suspended, v_careful
       ) c;
-      v_room := p_room - cardinality(claimed) - cardinality(again);
+      v_room := p_room - v_held - cardinality(again);
       more := p_room > 0 and v_room <= 0;
       -- failpoint: before acquire
       if v_room > 0 and not suspended and v_may_start and not crowded then
@@ -205,7 +271,7 @@ begin
         select a.queues, a.contended, a.is_full, a.priorities, a.fronts, a.rivals, a.adopted
         into v_acquired, v_contended, more, v_priorities, v_fronts, v_first, v_adopted
         from pgqueuetopia.acquire(
-          p_scope, p_running || p_queues, p_claimed_at, p_avoid, v_room, p_rescue, v_careful, v_now,
+          p_scope, v_known, p_claimed_at, p_avoid, v_room, p_rescue, v_careful, v_now,
           p_topics, v_line.priorities, v_line.dues, priorities, fronts
         ) a;
         more := more or v_first < coalesce(cardinality(v_line.ids), 0) or cardinality(v_adopted) > 0;
@@ -220,7 +286,7 @@ begin
         select step.claimed || c.claimed, step.again || c.again, v_let_go || c.let_go, c.skipped
         into claimed, again, v_let_go, v_skipped_too
         from pgqueuetopia.claim(
-          p_scope, p_node, v_queues, saved, v_places, v_snapshots, p_yielding, true, p_avoid, v_acquired,
+          p_scope, p_node, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, true, p_avoid, v_acquired,
           v_room - cardinality(v_acquired), suspended or not v_may_start, v_some_queue_suspended, v_careful
         ) c;
       end if;
@@ -232,7 +298,9 @@ begin
       claimed := claimed || v_started;
       if cardinality(claimed) > 0 and pgqueuetopia.is_listened_to(p_scope) then
         perform pgqueuetopia.tell(p_scope, array(
-          select json_build_array('started', c.id, c.queue, c.attempts, null)::text from unnest(claimed) c
+          select json_build_array('started', c.id, c.queue, c.attempts, null)::text
+          from unnest(claimed) c
+          where c.attempted_at is not null
         ));
       end if;
       careful := cardinality(busy) > 0 or v_skipped or v_skipped_too
@@ -248,14 +316,14 @@ begin
           raise;
         end if;
         v_careful := true;
-        perform pgqueuetopia.keep_only(p_scope, p_running || p_queues, p_held_topics, p_held_slots, p_held_ids);
+        perform pgqueuetopia.keep_only(p_scope, v_known, p_held_topics, p_held_slots, p_held_ids);
       when out_of_memory then
         -- The server's lock table is full: do it again, with the queues that are ours alone.
         if crowded then
           raise;
         end if;
         crowded := true;
-        perform pgqueuetopia.keep_only(p_scope, p_running || p_queues, p_held_topics, p_held_slots, p_held_ids);
+        perform pgqueuetopia.keep_only(p_scope, v_known, p_held_topics, p_held_slots, p_held_ids);
     end;
   end loop;
   if cardinality(claimed) = 0 and not suspended then

@@ -90,7 +90,11 @@ begin
   v_free := v_free and v_job.topic = v_topic;
   if not v_free
     and v_job.claim > 0
-    and v_job.attempted_at >= coalesce(v_job.next_attempt_at, '-infinity')
+    and (
+      v_job.attempted_at >= coalesce(v_job.next_attempt_at, '-infinity')
+      -- Prefetched: it is about to be started.
+      or (v_job.attempted_at is null and v_job.attempted_by is not null and v_job.next_attempt_at is null)
+    )
   then
     return 'IN_PROGRESS';
   end if;
@@ -119,7 +123,11 @@ declare
   v_event text;
 begin
   update pgqueuetopia.jobs j
-  set launched_at = case p_event when 'launched' then clock_timestamp() else j.launched_at end
+  set
+    -- It may have been prefetched, and nobody have noted that it has begun.
+    attempts = j.attempts + (j.attempted_at is null)::integer,
+    attempted_at = coalesce(j.attempted_at, clock_timestamp()),
+    launched_at = case p_event when 'launched' then clock_timestamp() else j.launched_at end
   where j.id = p_id and j.claim = p_claim and j.outcome is null
   returning j.scope, json_build_array(p_event, j.id, j.queue, j.attempts, null)::text into v_scope, v_event;
   if v_scope is not null and pgqueuetopia.is_listened_to(v_scope) then

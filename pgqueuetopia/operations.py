@@ -17,9 +17,10 @@ from pgqueuetopia.table.together import job_faults
 FILTER_PAGE = 1_000
 # Of how many jobs that run status tells who runs them.
 MOST_EXECUTING = 1_000
-# In seconds: how long a job that is killed has to end, and how often it is looked at.
+# In seconds: how long a job that is killed has to end, and how often it is looked at, less and less.
 KILL_PATIENCE = 5.0
 KILL_LOOK = 0.02
+LONGEST_KILL_LOOK = 0.25
 
 
 class Operations:
@@ -118,13 +119,15 @@ class Operations:
         return told
 
     async def _kill(self, job_id: int) -> Cancelled:
-        await self.repo.kill_job(job_id)
+        """Again and again, for it may be about to start, or to be given back."""
+        pause = KILL_LOOK
         with anyio.move_on_after(KILL_PATIENCE):
-            while True:
-                job = await self.repo.get_job(self.scope, job_id)
-                if job is None or job.done_at is not None:
-                    return Cancelled.OK if job is None or job.outcome == "cancelled" else Cancelled.NOT_FOUND
-                await anyio.sleep(KILL_LOOK)
+            while await self.repo.end_job(self.scope, job_id, "cancelled") == Cancelled.IN_PROGRESS:
+                await self.repo.kill_job(job_id)
+                await anyio.sleep(pause)
+                pause = min(2 * pause, LONGEST_KILL_LOOK)
+            job = await self.repo.get_job(self.scope, job_id)
+            return Cancelled.OK if job is None or job.outcome == "cancelled" else Cancelled.NOT_FOUND
         return Cancelled.IN_PROGRESS
 
     async def move(self, job: Job | int, queue: str) -> Job:

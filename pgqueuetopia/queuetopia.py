@@ -58,6 +58,7 @@ class Queuetopia(Creating, Operations, Reporting):
 
     poll_interval: Seconds = 60
     concurrency: int = 100
+    prefetch: int = 1
     on_exhausted: OnExhausted = "abandon"
     job_retention: Seconds = timedelta(days=7)
     cleanup_interval: Seconds = 600
@@ -181,6 +182,8 @@ class Queuetopia(Creating, Operations, Reporting):
         return Plan(
             scope=self.scope,
             concurrency=self.concurrency,
+            # Workers are dispatched one job at a time.
+            prefetch=1 if isinstance(self.performer, Workers) else self.prefetch,
             poll_interval=as_timedelta(self.poll_interval).total_seconds(),
             shutdown=as_timedelta(self._shutdown()).total_seconds(),
             session_timeout=as_timedelta(self.session_timeout).total_seconds(),

@@ -27,6 +27,8 @@ SCHEDULER = "pgqueuetopia/node/scheduler.py"
 
 RACES = "tests/db/test_races.py"
 SLOTS = "tests/db/test_slots.py"
+PREFETCH = "tests/db/test_prefetch.py"
+PREFETCHING = "tests/node/test_prefetch.py"
 LOSS = "tests/node/test_session_loss.py"
 SHORTAGES = "tests/node/test_shortages.py"
 
@@ -84,7 +86,7 @@ MUTANTS = [
         "only a job that never waited is found",
         ACQUIRE,
         "o.attempted_at >= coalesce(o.next_attempt_at, '-infinity')",
-        "o.next_attempt_at is null",
+        "o.next_attempt_at is null and o.attempted_at is not null",
         f"{RACES}::test_what_a_dead_node_ran_waits_a_little_however_often_it_was_run_before",
     ),
     Mutant(
@@ -164,6 +166,83 @@ MUTANTS = [
         "      if p_rescue then\n",
         "      if false then\n",
         f"{RACES}::test_rows_behind_a_running_job_are_tidied_even_by_a_node_that_is_full",
+    ),
+    Mutant(
+        "what failed once is followed by what was behind it",
+        CLAIM,
+        "case when j.next_attempt_at is null then a.length end as length",
+        "a.length",
+        f"{PREFETCH}::test_one_that_waited_runs_alone",
+    ),
+    Mutant(
+        "a queue is looked at while another of its prefetched jobs runs, or cannot be written",
+        STEP,
+        "  where q.queue <> all (array_remove(p_others, null));\n",
+        "  ;\n",
+        f"{PREFETCH}::test_their_queue_is_looked_at_when_the_last_has_ended",
+    ),
+    Mutant(
+        "a queue is looked at while one of its prefetched jobs cannot be written",
+        STEP,
+        "where b.id = any (busy)",
+        "where false",
+        f"{PREFETCH}::test_a_queue_is_not_looked_at_while_one_of_several_cannot_be_written",
+    ),
+    Mutant(
+        "what a dead node has prefetched may be run at once",
+        ACQUIRE,
+        "          or (o.attempted_at is null and o.attempted_by is not null)\n",
+        "",
+        f"{PREFETCH}::test_what_a_dead_node_may_have_started_waits_for_its_report",
+    ),
+    Mutant(
+        "all that a dead node has prefetched waits for its report",
+        ACQUIRE,
+        "filter (where o.is_first), array_agg",
+        "filter (where true), array_agg",
+        f"{PREFETCH}::test_a_dead_nodes_jobs_keep_their_order_where_it_is_not_that_of_their_ids",
+    ),
+    Mutant(
+        "a prefetched job can be cancelled, and starts all the same",
+        OPERATE,
+        "v_job.attempted_at is null and v_job.attempted_by is not null",
+        "false and v_job.attempted_by is not null",
+        f"{PREFETCH}::test_only_the_first_has_started",
+    ),
+    Mutant(
+        "a prefetched job's start is told before the one ahead has ended",
+        STEP,
+        "      if cardinality(p_lengths) > 0 and pgqueuetopia.is_listened_to(p_scope) then\n",
+        "      if false then\n",
+        f"{PREFETCH}::test_who_listens_is_told_of_each_start_before_the_next",
+    ),
+    Mutant(
+        "a job that is prefetched overtakes one that has failed",
+        SCHEDULER,
+        "if hold.prefetched and succeeded and",
+        "if hold.prefetched and",
+        f"{PREFETCHING}::test_a_job_that_fails_is_run_again_before_what_was_prefetched_behind_it",
+    ),
+    Mutant(
+        "what was prefetched behind a slow job waits for it",
+        "pgqueuetopia/node/hold.py",
+        "return now - self.began > LONG",
+        "return False",
+        f"{PREFETCHING}::test_a_slow_job_among_quick_ones_is_seen_to_run_and_what_is_behind_it_is_free",
+    ),
+    Mutant(
+        "nobody sees that a prefetched job runs",
+        STEP,
+        "      if cardinality(p_begun) > 0 then\n",
+        "      if false then\n",
+        f"{PREFETCHING}::test_a_slow_job_among_quick_ones_is_seen_to_run_and_what_is_behind_it_is_free",
+    ),
+    Mutant(
+        "what was prefetched starts while the node is paused",
+        SCHEDULER,
+        "stopped = self.leaving or self.plan.pause.holds(hold.job.queue)",
+        "stopped = self.leaving",
+        f"{PREFETCHING}::test_a_local_pause_stops_a_queue_after_the_job_that_runs",
     ),
     Mutant(
         "a session that claims all the time keeps a suspension waiting",

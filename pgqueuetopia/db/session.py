@@ -21,7 +21,7 @@ from pgqueuetopia.db.driver import (
 )
 from pgqueuetopia.db.repo import TOOK
 from pgqueuetopia.db.statements import SQL
-from pgqueuetopia.db.step import NO_LINES, Ended, Lines, Stepped, settlement_columns, stepped_of
+from pgqueuetopia.db.step import NO_LINES, Ended, Lines, Stepped, settlement_columns, size_columns, stepped_of
 from pgqueuetopia.errors import DatabaseUnavailable, Misconfigured
 
 JOBS_CHANNEL = "pgqueuetopia_jobs"
@@ -190,6 +190,7 @@ class Session:
         everything: bool = True,
         queues_suspended: bool = True,
         starting: int = 0,
+        begun: Sequence[int] = (),
         careful: bool = False,
         lines: Lines | None = None,
     ) -> Stepped:
@@ -199,8 +200,9 @@ class Session:
         `everything`: scan the run queue from its start, and not from where the last step came to.
         `queues_suspended`: whether configs suspend single queues. `yielding`: which of their queues go on
         only where others need no room. `starting`: how many of the steps before have claimed jobs that have
-        not been started yet. A `careful` step passes over rows that somebody has locked; another one waits
-        for them a little, and then becomes careful. `lines`: the topics of this node.
+        not been started yet. `begun`: those that were prefetched and run by now. A `careful` step passes over
+        rows that somebody has locked; another one waits for them a little, and then becomes careful.
+        `lines`: the topics of this node.
         """
         [row] = await self._fetch(
             "step",
@@ -221,6 +223,8 @@ class Session:
             careful,
             *((None, None) if everything else self._front),
             *(lines.columns(self._topic_fronts) if lines else NO_LINES),
+            *size_columns(ended),
+            begun,
         )
         self._front = row["priorities"], row["fronts"]
         self._topic_fronts = row["topic_fronts"]

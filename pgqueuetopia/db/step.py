@@ -19,7 +19,8 @@ class Ended:
 
     `job` is None where a held queue is only to be looked at. `slice_since` is when the queue's slice
     began, by the node's clock; `snapshot` is that of the step that claimed the job; `run_time` is in
-    seconds. A topic's job has a slot of its queue, and not all of it.
+    seconds; `size` is how many jobs the queue gets at once if it goes on; the job may be `one_of_many`
+    that were claimed at once. A topic's job has a slot of its queue, and not all of it.
     """
 
     queue: str
@@ -30,6 +31,8 @@ class Ended:
     snapshot: str | None = None
     run_time: float = 0.0
     slot: int | None = None
+    size: int = 1
+    one_of_many: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -125,6 +128,13 @@ def settlement_columns(ended: Sequence[Ended], node: str) -> tuple[list[Any], ..
         [one.result for one in told],
         [one.settlement and one.settlement.moved_to for one in told],
     )
+
+
+def size_columns(ended: Sequence[Ended]) -> tuple[list[int], list[float] | None]:
+    """How many jobs each queue gets at once, and how long each job ran; neither where it does not matter."""
+    sizes = [one.size for one in ended] if any(one.size > 1 for one in ended) else []
+    run_times = [one.run_time for one in ended] if any(one.one_of_many for one in ended) else None
+    return sizes, run_times
 
 
 def in_order(ended: Iterable[Ended]) -> list[Ended]:

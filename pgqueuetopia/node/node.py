@@ -216,6 +216,7 @@ class Node:
 
     async def _end_without_session(self, scheduler: Scheduler) -> None:
         """The locks are gone: stop what runs, and write what has ended if it is still ours."""
+        scheduler.leaving = True
         self._execution.interrupt()
         with anyio.move_on_after(GRACE):
             while scheduler.running:

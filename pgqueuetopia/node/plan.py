@@ -25,6 +25,7 @@ class Plan:
 
     scope: str
     concurrency: int
+    prefetch: int
     poll_interval: float
     shutdown: float
     session_timeout: float

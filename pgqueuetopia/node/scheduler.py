@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,6 +14,7 @@ from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, Lines, Stepped, in_order
 from pgqueuetopia.job import Job
 from pgqueuetopia.node.bell import Bell
+from pgqueuetopia.node.hold import LONG, Hold, by_queue
 from pgqueuetopia.node.plan import Plan
 from pgqueuetopia.node.room import Room
 from pgqueuetopia.outcome import Settlement
@@ -29,7 +30,9 @@ LINGER_LOOK = 0.004
 RESCUE = 0.25
 HELD_UP_LOOK = 0.02
 # How long a node that has nothing else to do waits for claimed jobs to start, before it looks again.
-START_PATIENCE = 0.1
+START_PATIENCE = LONG
+# How many jobs a step claims at most of queues that are given several at once.
+MOST_IN_A_STEP = 1000
 # How long a node stays careful after it met rows that somebody has locked.
 CAREFUL = 5.0
 # How often a node that sleeps beside others asks whether they are still there.
@@ -52,20 +55,6 @@ class Sleep:
     def knows_its_company(self, now: float) -> bool:
         """Who sleeps alone is told when another node joins; who does not must ask whether it has left."""
         return self.alone or now - self.since < COMPANY
-
-
-@dataclass(slots=True)
-class Hold:
-    """A queue, or a slot of one, that is held while its job runs.
-
-    Since when, when its slice began, and what the claim had seen.
-    """
-
-    job: Job
-    since: float
-    slice_since: float
-    snapshot: str
-    slot: int | None = None
 
 
 @dataclass(slots=True)
@@ -93,6 +82,8 @@ class Scheduler:
     _rescues: bool = False
     _careful_until: float = 0.0
     _joined: bool = False
+    # Whether something has ended since the last step.
+    _has_news: bool = False
 
     async def run(self) -> None:
         """Until this node leaves and all that it ran is written."""
@@ -116,9 +107,12 @@ class Scheduler:
         return self.session.is_fresh
 
     def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
-        """A job has ended: have it written, and its queue looked at."""
+        """A job has ended: have it written, and the next of its queue started, or the queue looked at."""
         self._has_begun(job)
-        hold = self.running.pop(_key(job))
+        now = time.monotonic()
+        hold = self.running[_key(job)]
+        self._has_news = True
+        succeeded = settlement.outcome == "succeeded"
         self.ended.append(
             Ended(
                 queue=job.queue,
@@ -127,11 +121,36 @@ class Scheduler:
                 result=result,
                 slice_since=hold.slice_since,
                 snapshot=hold.snapshot,
-                run_time=time.monotonic() - hold.since,
+                run_time=now - hold.since,
                 slot=hold.slot,
+                size=hold.next_size(now) if succeeded else 1,
+                one_of_many=hold.size > 1,
             )
         )
+        if hold.prefetched and succeeded and self._may_go_on(hold, now):
+            self.start(hold.go_on(now))
+            return
+        del self.running[_key(job)]
+        self._give_back(hold)
         self.bell.ring()
+
+    def _may_go_on(self, hold: Hold, now: float) -> bool:
+        """Whether what was prefetched is to be started; not where the queue may run elsewhere by now."""
+        stopped = self.leaving or self.plan.pause.holds(hold.job.queue)
+        return not (stopped or hold.is_late(now)) and self.session.is_fresh
+
+    def _give_back(self, hold: Hold) -> None:
+        """What was prefetched is not started."""
+        for job in hold.prefetched:
+            self._has_begun(job)
+            self.ended.append(Ended(job.queue, job, Settlement.given_back(), one_of_many=True))
+        hold.prefetched.clear()
+
+    def _give_back_late(self) -> None:
+        now = time.monotonic()
+        for hold in self.running.values():
+            if hold.prefetched and not self._may_go_on(hold, now):
+                self._give_back(hold)
 
     async def _end_stalled(self) -> None:
         """Now and then, among the looks for the queues of the dead: end who is as good as dead."""
@@ -144,6 +163,8 @@ class Scheduler:
     async def _step(self) -> Stepped:
         self.bell.hear()
         await self.before_step(self.session)
+        self._give_back_late()
+        self._has_news = False
         ended, self.ended = in_order(self.ended), []
         try:
             stepped = await self._ask(ended)
@@ -159,15 +180,17 @@ class Scheduler:
         rescue = self._rescues or now - self._last_rescue >= self._rescue_pause
         may_claim = not (self.leaving or self.plan.pause.all)
         room = self.room.left(len(self.running), now) if may_claim else 0
+        # The queues of which nothing runs any longer.
+        over = {one.queue: one.slice_since for one in ended if not one.slot and one.queue not in self.running}
+        most = min(self.plan.prefetch, max(1, MOST_IN_A_STEP // max(1, len(over))))
+        for one in ended:
+            one.size = min(one.size, most)
+        begun = [(hold, hold.job) for hold in self.running.values() if not hold.noted]
         stepped = await self.session.step(
             ended,
             # Those whose slice is over, and those for which no worker is free.
-            [
-                one.queue
-                for n, one in enumerate(ended)
-                if not one.slot and (n >= room or now - one.slice_since > SLICE)
-            ],
-            {hold.job.queue: hold.job.attempted_at for hold in self.running.values() if not hold.slot},
+            [queue for n, (queue, since) in enumerate(over.items()) if n >= room or now - since > SLICE],
+            {hold.job.queue: hold.claimed_at for hold in self.running.values() if not hold.slot},
             sorted(self.plan.pause.queues),
             room,
             rescue=rescue,
@@ -176,9 +199,12 @@ class Scheduler:
             keep=self.plan.keeps_finished_jobs,
             queues_suspended=self.plan.per_queue_suspension,
             starting=self._count_starting(),
+            begun=[job.id for _, job in begun],
             careful=now < self._careful_until,
             lines=self._lines(ended, room) if self.plan.topics else None,
         )
+        for hold, job in begun:
+            hold.noted = hold.job is job
         self._rescues = rescue and not stepped.scanned
         if rescue:
             self._last_rescue = time.monotonic()
@@ -212,15 +238,29 @@ class Scheduler:
         now = time.monotonic()
         for one in ended:
             self._after_saving(one, stepped)
+        self._look_again_at_lost(ended, stepped)
         self.ended += [Ended(queue=queue, slice_since=now) for queue in stepped.again]
         slices = {one.queue: one.slice_since for one in ended}
-        slots = [None] * (len(stepped.claimed) - len(stepped.slots)) + stepped.slots
         self.starting.append({job.id for job in stepped.claimed})
-        for job, slot in zip(stepped.claimed, slots, strict=True):
+        blocking = len(stepped.claimed) - len(stepped.slots)
+        for job, *prefetched in by_queue(stepped.claimed[:blocking]):
             since = slices.get(job.queue, now)
             since = since if now - since <= SLICE else now
-            self.running[_key(job)] = Hold(job, now, since, stepped.snapshot, slot)
-            if slot and job.attempted_at:
+            self.running[job.queue] = Hold(
+                job,
+                now,
+                now,
+                since,
+                stepped.snapshot,
+                job.attempted_at,
+                prefetched=deque(prefetched),
+                size=1 + len(prefetched),
+                noted=job.attempted_at is not None,
+            )
+            self._start(job)
+        for job, slot in zip(stepped.claimed[blocking:], stepped.slots, strict=True):
+            self.running[job.id] = Hold(job, now, now, now, stepped.snapshot, job.attempted_at, slot)
+            if job.attempted_at:
                 self._served_at[job.queue] = job.attempted_at
             self._start(job)
         if stepped.claimed:
@@ -238,8 +278,19 @@ class Scheduler:
             self.on_saved(one)
         else:
             log.warning("outcome_lost", job=one.job.id, queue=one.queue, claim=one.job.claim)
-            if not one.slot:
-                self.ended.append(Ended(queue=one.queue, slice_since=one.slice_since))
+
+    def _look_again_at_lost(self, ended: list[Ended], stepped: Stepped) -> None:
+        """Queues of which nothing could be written, and so nobody has looked at them."""
+        lost: dict[str, float] = {}
+        known = set(self.running)
+        for one in ended:
+            if one.job is None or one.job.id in stepped.saved or one.job.id in stepped.busy:
+                known.add(one.queue)
+            elif not one.slot:
+                lost[one.queue] = one.slice_since
+        self.ended += [
+            Ended(queue=queue, slice_since=since) for queue, since in lost.items() if queue not in known
+        ]
 
     def _start(self, job: Job) -> None:
         """Start a job, or give it back: the step that claimed it was under way when we were told to stop."""
@@ -268,7 +319,7 @@ class Scheduler:
         if stepped.claimed:
             # Here, for a busy node comes no further: creators notify as long as we count as asleep.
             await self._wake_up()
-        if not (self._count_starting() or self.bell.rung):
+        if not (self._count_starting() or self.bell.rung or self._has_news):
             await self.session.started()
             await self._wait(await self._pause(stepped))
 

@@ -84,6 +84,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("dsn")
     parser.add_argument("history", type=Path)
     parser.add_argument("--concurrency", type=int, default=100)
+    parser.add_argument("--prefetch", type=int, default=1)
     parser.add_argument("--shutdown", type=float, default=30)
     parser.add_argument("--threads", action="store_true")
     parser.add_argument("--session-dsn")
@@ -105,6 +106,7 @@ async def main() -> None:
         performer=ThreadedJournalist(journal) if given.threads else Journalist(journal),
         scope=SCOPE,
         concurrency=given.concurrency,
+        prefetch=given.prefetch,
         shutdown=given.shutdown,
         session_timeout=given.session_timeout,
         topics=[Topic(name, int(number)) for name, _, number in [given.topic.partition("=")] if name],

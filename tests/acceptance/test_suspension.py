@@ -32,6 +32,7 @@ RESUME = "update pgqueuetopia.job_configs set value = 'false' where key = 'suspe
         pytest.param(10, 10, [], id="small jobs"),
         pytest.param(10, 10, ["--threads"], id="jobs in threads"),
         pytest.param(4, 70_000, [], id="large jobs"),
+        pytest.param(40, 10, ["--prefetch=16"], id="several of a queue at once"),
     ],
 )
 async def test_no_job_starts_once_a_suspension_by_sql_has_committed(

@@ -21,6 +21,10 @@ from tests.proxy import Proxy, a_proxy
 from tests.support import eventually
 
 QUEUES = 300
+# Queues of short jobs that come in bursts: a node claims several of one at once.
+HOT_QUEUES = 20
+BURST = 20
+PREFETCH = 16
 SESSION_TIMEOUT = float(os.environ.get("CHAOS_SESSION_TIMEOUT", "4"))
 END_SESSIONS = """
 select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'pgqueuetopia %'
@@ -56,7 +60,11 @@ class World:
     def start(self, dsn: str) -> NodeProcess:
         pooled = ["--pooled"] if self.pooled else []
         return self.cluster.start(
-            f"--session-dsn={dsn}", f"--session-timeout={SESSION_TIMEOUT}", "--shutdown=5", *pooled
+            f"--session-dsn={dsn}",
+            f"--session-timeout={SESSION_TIMEOUT}",
+            f"--prefetch={PREFETCH}",
+            "--shutdown=5",
+            *pooled,
         )
 
     async def execute(self, sql: str, *arguments: object) -> None:
@@ -76,7 +84,8 @@ class World:
         """Create jobs until the end, in order, whatever happens to the server."""
         while not self.ending:
             with suppress(QueuetopiaError):
-                self.created += len(await self.app.create_jobs([a_job() for _ in range(5)]))
+                jobs = [a_job() for _ in range(5)] + (a_burst() if random.random() < 0.2 else [])
+                self.created += len(await self.app.create_jobs(jobs))
             await anyio.sleep(0.04)
 
     async def restart(self, how: signal.Signals) -> float:
@@ -101,8 +110,19 @@ def a_job() -> NewJob:
     """Up to a second of work; one in thirty works for longer than a session lives unheard."""
     long = random.random() < 1 / 30
     seconds = random.uniform(1, 2) * SESSION_TIMEOUT if long else random.random()
+    return work(f"q{random.randrange(QUEUES)}", seconds)
+
+
+def a_burst() -> list[NewJob]:
+    """Jobs of one queue that take up to 4 ms, and one in a hundred a tenth of a second."""
+    queue = f"hot{random.randrange(HOT_QUEUES)}"
+    return [work(queue, random.random() * (0.1 if random.random() < 0.01 else 0.004)) for _ in range(BURST)]
+
+
+def work(queue: str, seconds: float) -> NewJob:
+    """A job that takes so long; one in ten fails once."""
     return NewJob(
-        f"q{random.randrange(QUEUES)}",
+        queue,
         "work",
         {"seconds": seconds, "failures": int(random.random() < 0.1)},
         max_backoff=0.3,

@@ -9,7 +9,7 @@ import asyncpg
 
 from pgqueuetopia import Job
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Ended, Stepped
+from pgqueuetopia.db.step import Ended, Stepped, in_order
 from pgqueuetopia.outcome import Settlement
 from tests.support import eventually
 
@@ -41,13 +41,15 @@ async def open_session(dsn: str, node: str) -> Session:
 async def look(session: Session, *ended: Ended, room: int = 10, over: bool = False, **known: Any) -> Stepped:
     """One step that settles what ended and claims up to `room` jobs, looking for the queues of the dead."""
     return await session.step(
-        ended,
+        in_order(ended),
         [one.queue for one in ended] if over else [],
         {job.queue: job.attempted_at for job in known.get("running", [])},
         [],
         room,
         rescue=known.get("rescue", True),
         starting=known.get("starting", 0),
+        begun=known.get("begun", []),
+        careful=known.get("careful", False),
         keep=True,
     )
 

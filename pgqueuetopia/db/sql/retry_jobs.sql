@@ -6,6 +6,7 @@ with retried as (
     done_at = null, outcome = null, result = null, attempts = 0,
     next_attempt_at = case when j.done_at is null then clock_timestamp() end,
     attempted_at = case when j.done_at is null then j.attempted_at end,
+    attempted_by = case when j.done_at is null then j.attempted_by end,
     updated_at = clock_timestamp()
   where j.scope = $1::text
     and ($2::bigint is null or j.id = $2)

@@ -3,6 +3,7 @@ call pgqueuetopia.step(
   $1::text, $2::text,
   $3::bigint[], $4::bigint[], $5::text[], $6::interval[], $7::boolean[], $8::jsonb[], $9::jsonb[], $10::text[],
   $11::text[], $12::text[], $13::text[],
+  $34::integer[], $35::double precision[], $36::bigint[],
   $14::text[], $15::timestamptz[], $16::text[], $17::integer, $18::boolean, $19::boolean, $20::boolean,
   $21::integer,
   $25::text[], $26::integer[], $27::integer[], $28::timestamptz[], $29::text[], $30::integer[], $31::bigint[],

@@ -1,0 +1,65 @@
+"""A queue, or a slot of one, that is held while its jobs run, one after the other."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from pgqueuetopia.job import Job
+
+# A queue that goes on gets twice as many jobs at once where the last ones took less than SHORT together; half
+# as many where they took longer than LONG, and those not started by then are given back. In seconds.
+SHORT = 0.015
+LONG = 0.04
+
+_put_attempted_at = getattr(Job, "attempted_at").__set__  # noqa: B009
+
+
+@dataclass(slots=True)
+class Hold:
+    """What runs, and what was prefetched behind it.
+
+    When the first was started, when the one that runs was, when the slice of the queue began, and what the
+    claim had seen.
+    """
+
+    job: Job
+    began: float
+    since: float
+    slice_since: float
+    snapshot: str
+    claimed_at: datetime | None
+    slot: int | None = None
+    prefetched: deque[Job] = field(default_factory=deque)
+    # How many were claimed at once, and whether the server knows that this one runs.
+    size: int = 1
+    noted: bool = True
+
+    def go_on(self, now: float) -> Job:
+        """The next job is run."""
+        self.job, self.since, self.noted = self.prefetched.popleft(), now, False
+        if self.claimed_at is not None:
+            _put_attempted_at(self.job, self.claimed_at + timedelta(seconds=now - self.began))
+        return self.job
+
+    def is_late(self, now: float) -> bool:
+        """Whether what has not been started is to be given back."""
+        return now - self.began > LONG
+
+    def next_size(self, now: float) -> int:
+        """How many jobs the queue gets at once when it goes on."""
+        took = now - self.began
+        if took < SHORT:
+            return 2 * self.size
+        return self.size if took < LONG else max(1, self.size // 2)
+
+
+def by_queue(jobs: Iterable[Job]) -> Iterable[list[Job]]:
+    """What was claimed of each queue, in its order."""
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(job.queue, []).append(job)
+    for some in found.values():
+        if len(some) > 1:
+            some.sort(key=lambda job: (job.scheduled_at, job.id))
+    return found.values()

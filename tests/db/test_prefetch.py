@@ -1,0 +1,284 @@
+"""Several jobs of a queue claimed at once, in a fixed order: what was prefetched, and what becomes of it."""
+
+from datetime import timedelta
+
+import asyncpg
+import pytest
+
+from pgqueuetopia import Cancelled, Job, Queuetopia
+from pgqueuetopia.db.session import Session
+from pgqueuetopia.db.step import Ended, Stepped, in_order, settlement_columns
+from pgqueuetopia.outcome import SUCCEEDED, Failure, Settlement
+from tests.db.steps import done, ids, kill, look, rescued, sessions
+from tests.support import an_app
+
+
+async def several(app: Queuetopia, session: Session, jobs: int = 4, **more: object) -> list[Job]:
+    """The jobs of a queue behind its first, claimed at once."""
+    await app.create_jobs([{"queue": "q", "action": "a", **more}] * (jobs + 1))
+    [first] = (await look(session)).claimed
+    return jobs_of(await look(session, Ended("q", first, SUCCEEDED, size=16)))
+
+
+def jobs_of(stepped: Stepped) -> list[Job]:
+    return sorted(stepped.claimed, key=lambda job: (job.scheduled_at, job.id))
+
+
+def one(job: Job, settlement: Settlement = SUCCEEDED, size: int = 16) -> Ended:
+    """One of several that has ended."""
+    return Ended(job.queue, job, settlement, size=size, one_of_many=True)
+
+
+def back(job: Job) -> Ended:
+    return one(job, Settlement.given_back())
+
+
+async def test_only_the_first_has_started(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        jobs = await several(app, a)
+        stored = [await app.get_job(job) for job in jobs]
+        assert [job.attempts for job in jobs] == [1] * 4, "as the performer is to see them"
+        assert [job.attempts for job in stored] == [1, 0, 0, 0]
+        assert [job.state for job in stored] == ["executing", "ready", "ready", "ready"]
+        assert (await app.status()).executing == 1
+        assert [await app.cancel(job) for job in jobs] == [Cancelled.IN_PROGRESS] * 4
+
+
+async def test_their_queue_is_looked_at_when_the_last_has_ended(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        jobs = await several(app, a)
+        last = await app.create_job("q", "a")
+        stepped = await look(a, one(jobs[0]), one(jobs[1]), running=[jobs[2]], begun=[jobs[2].id])
+        assert stepped.claimed == []
+        assert stepped.saved == {jobs[0].id, jobs[1].id}
+        running = await app.get_job(jobs[2])
+        assert (running.state, running.attempts) == ("executing", 1)
+        stepped = await look(a, one(jobs[2]), one(jobs[3]))
+        assert ids(stepped) == [last.id]
+        assert [(await app.get_job(job)).attempts for job in jobs] == [1] * 4
+
+
+async def test_one_that_was_never_told_of_has_begun_as_long_ago_as_it_ran(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        first, second, *_ = await several(app, a)
+        ended = one(second)
+        ended.run_time = 0.25
+        await look(a, one(first), ended)
+        stored = await app.get_job(second)
+        assert stored.done_at is not None
+        assert stored.attempted_at == stored.done_at - timedelta(seconds=0.25)
+
+
+async def test_what_is_given_back_is_as_before_and_in_its_place(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        jobs = await several(app, a)
+        before = await app.create_job("q", "a", scheduled_at=timedelta(hours=-1))
+        stepped = await look(a, one(jobs[0]), *map(back, jobs[1:]), room=0)
+        assert stepped.claimed == []
+        stored = [await app.get_job(job) for job in jobs[1:]]
+        assert [(job.attempts, job.attempted_at, job.attempted_by, job.state) for job in stored] == [
+            (0, None, None, "ready")
+        ] * 3
+        order = []
+        stepped = await look(b)
+        while stepped.claimed:
+            order += ids(stepped)
+            stepped = await look(b, *map(done, stepped.claimed))
+        assert order == [job.id for job in (before, *jobs[1:])]
+
+
+async def test_a_queue_goes_on_with_what_was_given_back_behind_a_success(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        jobs = await several(app, a)
+        stepped = await look(a, *map(back, jobs[2:]), one(jobs[0]), one(jobs[1]))
+        assert [job.id for job in jobs_of(stepped)] == [job.id for job in jobs[2:]]
+
+
+async def test_what_is_given_back_while_another_runs_waits_for_it(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        jobs = await several(app, a)
+        stepped = await look(a, *map(back, jobs[1:]), running=jobs[:1])
+        assert stepped.claimed == []
+        assert await app.cancel(jobs[1]) is Cancelled.OK
+        assert [job.id for job in jobs_of(await look(a, one(jobs[0])))] == [job.id for job in jobs[2:]]
+
+
+async def test_nothing_overtakes_one_that_has_failed(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        jobs = await several(app, a)
+        failed = one(jobs[1], Settlement.retried(Failure("no"), timedelta(hours=1)))
+        stepped = await look(a, one(jobs[0]), failed, *map(back, jobs[2:]))
+        assert stepped.claimed == []
+        assert (await app.get_job(jobs[1])).attempts == 1
+        await app.retry(jobs[1])
+        again = (await look(a)).claimed
+        assert [job.id for job in again] == [jobs[1].id]
+        stepped = await look(a, Ended("q", again[0], SUCCEEDED, size=16))
+        assert [job.id for job in jobs_of(stepped)] == [job.id for job in jobs[2:]]
+
+
+async def test_one_that_waited_runs_alone(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        jobs = await several(app, a)
+        again = one(jobs[0], Settlement.retried(Failure("no"), timedelta(0)))
+        stepped = await look(a, again, *map(back, jobs[1:]))
+        assert ids(stepped) == [jobs[0].id]
+
+
+async def test_what_is_not_due_and_what_is_large_is_not_prefetched(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        await app.create_jobs([{"queue": "q", "action": "a"}] * 3)
+        large = await app.create_job("q", "a", {"text": "".join(map(chr, range(0x4E00, 0x5E00)))})
+        await app.create_job("q", "a")
+        await app.create_job("q", "a", scheduled_at=timedelta(hours=1))
+        [first] = (await look(a)).claimed
+        jobs = jobs_of(await look(a, Ended("q", first, SUCCEEDED, size=16)))
+        assert len(jobs) == 2
+        [alone] = (await look(a, *(one(job, size=1) for job in jobs))).claimed
+        assert alone.id == large.id
+        assert len((await look(a, one(alone))).claimed) == 1, "one for an hour later is behind it"
+
+
+async def test_no_more_than_asked_for(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        jobs = await several(app, a, 8)
+        first, *rest = jobs
+        stepped = await look(a, one(first, size=3), *map(back, rest))
+        assert [job.id for job in jobs_of(stepped)] == [job.id for job in jobs[1:4]]
+
+
+async def test_several_of_a_queue_take_one_place(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        await app.create_jobs([{"queue": f"q{n}", "action": "a"} for n in range(4) for _ in range(4)])
+        claimed = (await look(a, room=2)).claimed
+        stepped = await look(a, *(Ended(job.queue, job, SUCCEEDED, size=3) for job in claimed), room=3)
+        assert len(stepped.claimed) == 3 + 3 + 1
+        assert len({job.queue for job in stepped.claimed}) == 3
+
+
+async def test_who_listens_is_told_of_each_start_before_the_next(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a], app.events():
+        await app.create_jobs([{"queue": "q", "action": "a"}] * 3)
+        [first] = (await look(a)).claimed
+        assert len((await look(a, Ended("q", first, SUCCEEDED, size=16))).claimed) == 1
+
+
+async def test_a_dead_nodes_jobs_run_in_order_and_those_prefetched_have_spent_nothing(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        jobs = await several(app, a)
+        await kill(dsn, "a")
+        stepped = await rescued(b)
+        ran = []
+        while stepped.claimed:
+            ran += [(job.id, job.attempts) for job in stepped.claimed]
+            stepped = await look(b, *map(done, stepped.claimed))
+        assert ran == [(jobs[0].id, 2), *((job.id, 1) for job in jobs[1:])]
+
+
+async def test_a_dead_nodes_jobs_keep_their_order_where_it_is_not_that_of_their_ids(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        for hours in range(6):
+            await app.create_job("q", "a", scheduled_at=timedelta(hours=-hours))
+        [first] = (await look(a)).claimed
+        jobs = jobs_of(await look(a, Ended("q", first, SUCCEEDED, size=16)))
+        await kill(dsn, "a")
+        ran, stepped = [], await rescued(b)
+        while stepped.claimed:
+            ran += ids(stepped)
+            stepped = await look(b, *map(done, stepped.claimed))
+        assert ran == [5, 4, 3, 2, 1] == [job.id for job in jobs]
+
+
+async def test_of_a_dead_nodes_jobs_the_one_that_it_told_of_has_spent_an_attempt(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        jobs = await several(app, a)
+        await look(a, one(jobs[0]), running=[jobs[1]], begun=[jobs[1].id])
+        await kill(dsn, "a")
+        [again] = (await rescued(b)).claimed
+        assert (again.id, again.attempts) == (jobs[1].id, 2)
+        assert [(await app.get_job(job)).attempted_by for job in jobs[2:]] == [None, None]
+
+
+async def test_what_a_dead_node_may_have_started_waits_for_its_report(dsn: str) -> None:
+    """It may have started the first that was prefetched, and not have told."""
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        jobs = await several(app, a)
+        await look(a, one(jobs[0]), running=[jobs[1]])
+        await kill(dsn, "a")
+        assert (await look(b)).claimed == [], "its node may not know yet that it was ended"
+        late = [one(jobs[1]), *map(back, jobs[2:])]
+        assert len(await app.repo.persist("Test", settlement_columns(in_order(late), "a"), keep=True)) == 3
+        assert (await app.get_job(jobs[1])).attempts == 1
+        assert ids(await rescued(b)) == [jobs[2].id]
+
+
+async def test_what_is_given_back_late_harms_nothing(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        jobs = await several(app, a)
+        await kill(dsn, "a")
+        [again] = (await rescued(b)).claimed
+        assert again.id == jobs[0].id
+        stepped = await look(b, Ended("q", again, SUCCEEDED, size=16))
+        columns = settlement_columns([back(job) for job in jobs[1:]], "a")
+        assert await app.repo.persist("Test", columns, keep=True) == []
+        assert [(await app.get_job(job)).attempted_by for job in jobs_of(stepped)] == ["b"] * 3
+
+
+async def test_a_queue_is_not_looked_at_while_one_of_several_cannot_be_written(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        jobs = await several(app, a)
+        ended = [one(jobs[0]), one(jobs[1]), *map(back, jobs[2:])]
+        async with connection.transaction():
+            await connection.execute("select from pgqueuetopia.jobs where id = $1 for update", jobs[0].id)
+            stepped = await look(a, *ended)
+            assert stepped.claimed == []
+            assert stepped.busy == {jobs[0].id}
+            assert (await look(a, ended[0])).claimed == []
+        assert [job.id for job in jobs_of(await look(a, ended[0]))] == [job.id for job in jobs[2:]]
+
+
+async def test_a_topics_job_that_cannot_be_written_holds_no_queue_back(
+    connection: "asyncpg.Connection[asyncpg.Record]",
+) -> None:
+    looked_at = await connection.fetchval(
+        "select h.queues "
+        "from pgqueuetopia.whose_jobs_have_ended('{q}', '{1}', '{2026-01-01}', '{}', '{16}', '{null}') h"
+    )
+    assert looked_at == ["q"]
+
+
+async def test_a_queue_whose_last_cannot_be_given_back_yet_is_looked_at_once_it_is(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        jobs = await several(app, a)
+        async with connection.transaction():
+            await connection.execute("select from pgqueuetopia.jobs where id = $1 for update", jobs[3].id)
+            stepped = await look(a, *map(one, jobs[:3]), back(jobs[3]))
+            assert stepped.claimed == []
+            assert stepped.busy == {jobs[3].id}
+        assert ids(await look(a, back(jobs[3]))) == [jobs[3].id]
+
+
+async def test_no_two_nodes_run_a_queue_of_which_several_are_claimed(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        jobs = await several(app, a)
+        assert (await look(b)).claimed == []
+        await look(a, one(jobs[0]), running=[jobs[1]], begun=[jobs[1].id])
+        await app.create_job("q", "a")
+        assert (await look(b)).claimed == []
+        await look(a, *map(back, jobs[2:]), running=[jobs[1]])
+        assert (await look(b)).claimed == []
+
+
+@pytest.mark.parametrize("careful", [True, False])
+async def test_a_careful_step_claims_one_at_a_time(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", careful: bool
+) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        await app.create_jobs([{"queue": "q", "action": "a"}] * 4)
+        [first] = (await look(a)).claimed
+        stepped = await look(a, Ended("q", first, SUCCEEDED, size=16), careful=careful)
+        assert len(stepped.claimed) == (1 if careful else 3)

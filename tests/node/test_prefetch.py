@@ -1,0 +1,189 @@
+"""A node with several jobs of a queue runs them one by one, and gives back what it cannot start."""
+
+import itertools
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from pgqueuetopia import Cancelled, Err, Job, Queuetopia
+from pgqueuetopia.node.hold import LONG, SHORT, Hold
+from tests.support import Recorder, an_app, eventually
+
+JOBS = 400
+
+
+class Overlapping(Exception):
+    """Two jobs of a queue ran at once."""
+
+
+class Strict(Recorder):
+    """Remembers which jobs ran, and notices two of a queue at once."""
+
+    def __init__(self, answer: Callable[[Job], Any] = lambda job: None) -> None:
+        super().__init__(answer)
+        self.running: set[str] = set()
+        self.overlaps: list[str] = []
+
+    async def perform(self, job: Job) -> Any:
+        if job.queue in self.running:
+            self.overlaps.append(job.queue)
+        self.running.add(job.queue)
+        try:
+            await anyio.lowlevel.checkpoint()
+            return await super().perform(job)
+        finally:
+            self.running.discard(job.queue)
+
+
+async def fill(app: Queuetopia, jobs: int = JOBS, queue: str = "q") -> list[int]:
+    return [job.id for job in await app.create_jobs([{"queue": queue, "action": "a"}] * jobs)]
+
+
+async def until_all_is_done(app: Queuetopia) -> None:
+    async def is_done() -> bool:
+        status = await app.status()
+        return status.ready + status.executing + status.retrying + status.blocked == 0
+
+    await eventually(is_done)
+
+
+async def test_a_hot_queue_runs_in_order_and_each_job_once(dsn: str) -> None:
+    performer = Strict()
+    async with an_app(dsn, performer, prefetch=16) as app:
+        jobs = await fill(app)
+        async with app.running():
+            await until_all_is_done(app)
+        stored = await app.list_jobs(queue="q", limit=JOBS)
+    assert (performer.ids, performer.overlaps) == (jobs, [])
+    assert {(job.attempts, job.outcome) for job in stored} == {(1, "succeeded")}
+    begun = [job.attempted_at for job in performer.performed]
+    assert all(a is not None and b is not None and a <= b for a, b in itertools.pairwise(begun))
+
+
+async def test_a_job_that_fails_is_run_again_before_what_was_prefetched_behind_it(dsn: str) -> None:
+    performer = Strict(lambda job: Err("again") if job.attempts == 1 and job.id % 7 == 0 else None)
+    performer.backoff = lambda job: timedelta(0)  # type: ignore[method-assign]
+    async with an_app(dsn, performer, prefetch=16) as app:
+        jobs = await fill(app, 100)
+        async with app.running():
+            await until_all_is_done(app)
+    expected = [again for job in jobs for again in [job] * (2 if job % 7 == 0 else 1)]
+    assert (performer.ids, performer.overlaps) == (expected, [])
+
+
+async def test_a_slow_job_among_quick_ones_is_seen_to_run_and_what_is_behind_it_is_free(dsn: str) -> None:
+    gate = anyio.Event()
+    performer = Strict(lambda job: gate.wait() if job.id == slow else None)
+    async with an_app(dsn, performer, prefetch=16) as app:
+        jobs = await fill(app, 60)
+        # One of sixteen, and not the first of them.
+        slow = jobs[40]
+        async with app.running():
+            await eventually(lambda: slow in performer.ids)
+            await eventually(lambda: is_executing(app, slow))
+            assert (await app.get_job(slow)).attempts == 1
+            assert all([(await app.get_job(job)).outcome == "succeeded" for job in jobs[:40]])
+            await eventually(lambda: is_ended(app, jobs[41]))
+            gate.set()
+            await until_all_is_done(app)
+    assert performer.ids == [job for job in jobs if job != jobs[41]]
+
+
+async def is_executing(app: Queuetopia, job: int) -> bool:
+    return (await app.get_job(job)).state == "executing"
+
+
+async def is_ended(app: Queuetopia, job: int) -> bool:
+    """Whether it could be cancelled: in a moment, when it has been given back."""
+    return await app.cancel(job) is Cancelled.OK
+
+
+async def test_one_that_is_prefetched_can_be_killed(dsn: str) -> None:
+    gate = anyio.Event()
+    performer = Strict(lambda job: gate.wait() if job.id == slow else None)
+    async with an_app(dsn, performer, prefetch=16) as app:
+        jobs = await fill(app, 60)
+        slow = jobs[40]
+        async with app.running():
+            await eventually(lambda: slow in performer.ids)
+            assert await app.cancel(jobs[41], kill=True) is Cancelled.OK
+            assert await app.cancel(slow, kill=True) is Cancelled.OK
+            await until_all_is_done(app)
+        assert (await app.get_job(slow)).outcome == "cancelled"
+    assert performer.ids == [job for job in jobs if job != jobs[41]]
+
+
+async def test_who_leaves_gives_back_what_it_has_not_started(dsn: str) -> None:
+    gate = anyio.Event()
+    performer = Strict(lambda job: gate.wait() if job.id == slow else None)
+    async with an_app(dsn, performer, prefetch=16) as app:
+        jobs = await fill(app, 60)
+        slow = jobs[40]
+        async with app.running():
+            await eventually(lambda: slow in performer.ids)
+            gate.set()
+        left = [job for job in await app.list_jobs(queue="q", limit=60) if job.done_at is None]
+        assert all(job.attempts == 0 and job.attempted_by is None for job in left)
+        async with app.running():
+            await until_all_is_done(app)
+    assert (performer.ids, performer.overlaps) == (jobs, [])
+
+
+async def test_a_local_pause_stops_a_queue_after_the_job_that_runs(dsn: str) -> None:
+    performer = Strict(lambda job: app.suspend(local=True) if job.id == last else None)
+    async with an_app(dsn, performer, prefetch=16) as app:
+        jobs = await fill(app, 60)
+        last = jobs[40]
+        async with app.running():
+            await eventually(lambda: last in performer.ids)
+            await anyio.sleep(0.2)
+            assert performer.ids == jobs[:41]
+            await app.resume(local=True)
+            await until_all_is_done(app)
+    assert performer.ids == jobs
+
+
+async def test_plain_functions_and_many_queues_keep_their_order(dsn: str) -> None:
+    class Threads(Recorder):
+        def perform(self, job: Job) -> None:  # type: ignore[override]
+            self.performed.append(job)
+
+    performer = Threads()
+    async with an_app(dsn, performer, prefetch=16, concurrency=5) as app:
+        jobs = {f"q{n}": await fill(app, 40, f"q{n}") for n in range(12)}
+        async with app.running():
+            await until_all_is_done(app)
+    for queue, expected in jobs.items():
+        assert [job.id for job in performer.performed if job.queue == queue] == expected
+
+
+async def test_one_at_a_time_unless_asked_for(dsn: str) -> None:
+    performer = Recorder()
+    async with an_app(dsn, performer) as app:
+        jobs = await fill(app, 60)
+        performer.answer = lambda job: looking_behind(app, jobs, job)
+        async with app.running():
+            await until_all_is_done(app)
+    assert performer.ids == jobs
+
+
+async def looking_behind(app: Queuetopia, jobs: list[int], job: Job) -> None:
+    """Nobody has claimed what is behind this job."""
+    found = await app.list_jobs(queue="q", limit=60)
+    assert all(other.claim == 0 for other in found if other.id > job.id)
+
+
+@pytest.mark.parametrize(
+    ("took", "size"),
+    [(SHORT / 2, 8), ((SHORT + LONG) / 2, 4), (2 * LONG, 2)],
+    ids=["short", "neither", "long"],
+)
+def test_a_queue_gets_more_at_once_the_shorter_they_are(took: float, size: int) -> None:
+    now = time.monotonic()
+    job: Any = None
+    assert Hold(job, now - took, now, now, "", None, size=4).next_size(now) == size
