@@ -1,13 +1,17 @@
-"""How many jobs a second does one node run, with a performer that does nothing?"""
+"""How many jobs a second does a node run, and do several, with a performer that does nothing?"""
 
-from collections.abc import Callable
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 
 from benchmarks.figures import Figure, rate
 from benchmarks.server import Server, connected
 from pgqueuetopia import Job, NewJob, Performer, Queuetopia, Repo
+from tests.support import eventually
 
 SCOPE = "Bench"
 ROUNDS = 3
@@ -27,11 +31,13 @@ class Workload:
     queues: int
     concurrency: int = 100
     prefetch: int = 1
+    nodes: int = 1
 
     def __str__(self) -> str:
         queues = f"over {self.queues:,} queues" if self.queues > 1 else "in one queue"
         prefetch = f", prefetch={self.prefetch}" if self.prefetch > 1 else ""
-        return f"{self.jobs:,} jobs {queues}, {min(self.concurrency, self.queues)} at a time{prefetch}"
+        nodes = f", on {self.nodes} nodes" if self.nodes > 1 else ""
+        return f"{self.jobs:,} jobs {queues}, {min(self.concurrency, self.queues)} at a time{prefetch}{nodes}"
 
 
 WORKLOADS = (
@@ -39,6 +45,10 @@ WORKLOADS = (
     Workload(50_000, 1_000),
     Workload(50_000, 1_000, concurrency=500),
     Workload(50_000, 1_000, concurrency=500, prefetch=16),
+    Workload(50_000, 1_000, nodes=4),
+    Workload(50_000, 50_000),
+    Workload(50_000, 100),
+    Workload(50_000, 100, prefetch=16),
     Workload(5_000, 1),
     Workload(20_000, 1, prefetch=16),
 )
@@ -58,7 +68,20 @@ async def measure(server: Server, tell: Callable[[str], None]) -> list[Figure]:
 
 
 async def jobs_per_second(dsn: str, workload: Workload) -> float:
-    """Create the jobs, and then have one node run them; it leaves once the outcomes are written."""
+    """Create the jobs, and then have them run; who runs them leaves once the outcomes are written."""
+    if workload.nodes > 1:
+        await _run_by_processes(dsn, workload)
+    else:
+        await _run(dsn, workload)
+    async with connected(dsn) as connection:
+        return workload.jobs / float(await connection.fetchval(SECONDS, SCOPE))
+
+
+def _jobs(workload: Workload) -> list[NewJob]:
+    return [NewJob(f"q{n % workload.queues}", "nothing") for n in range(workload.jobs)]
+
+
+async def _run(dsn: str, workload: Workload) -> None:
     performer = Nothing(workload.jobs)
     app = Queuetopia(
         repo=Repo(dsn),
@@ -67,12 +90,45 @@ async def jobs_per_second(dsn: str, workload: Workload) -> float:
         concurrency=workload.concurrency,
         prefetch=workload.prefetch,
     )
-    await app.create_jobs([NewJob(f"q{n % workload.queues}", "nothing") for n in range(workload.jobs)])
+    await app.create_jobs(_jobs(workload))
     async with app.running():
         await performer.all_started.wait()
     await app.close()
-    async with connected(dsn) as connection:
-        return workload.jobs / float(await connection.fetchval(SECONDS, SCOPE))
+
+
+async def _run_by_processes(dsn: str, workload: Workload) -> None:
+    """All start at once, by a suspension that is lifted."""
+    app = Queuetopia(repo=Repo(dsn), scope=SCOPE)
+    async with AsyncExitStack() as stack:
+        for _ in range(workload.nodes):
+            await stack.enter_async_context(_a_process(dsn))
+        await eventually(partial(_are_up, app, workload.nodes))
+        await app.suspend()
+        await app.create_jobs(_jobs(workload))
+        await app.resume()
+        await eventually(partial(_is_drained, app), within=600)
+    await app.close()
+
+
+@asynccontextmanager
+async def _a_process(dsn: str) -> AsyncIterator[None]:
+    async with await anyio.open_process(
+        [sys.executable, "-m", "benchmarks.node", dsn, SCOPE], stderr=None
+    ) as process:
+        yield
+        process.terminate()
+        await process.wait()
+
+
+async def _are_up(app: Queuetopia, nodes: int) -> bool:
+    return len((await app.status()).nodes) == nodes
+
+
+async def _is_drained(app: Queuetopia) -> bool:
+    """Seldom asked, for it counts what is left."""
+    await anyio.sleep(0.25)
+    status = await app.status()
+    return status.ready + status.executing == 0
 
 
 class Nothing(Performer):

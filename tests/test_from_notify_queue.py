@@ -172,6 +172,8 @@ async def test_a_listener_hears_of_configs_and_of_jobs_that_wake_a_node(page: Pa
 
     async def a_job_is_heard_of() -> bool:
         await page.process.create_job("process", "resize", {"args": ["a.png", 1]})
+        # Time for the node to fall asleep: who is awake is not told of the next.
+        await anyio.sleep(0.1)
         return ("pgqueuetopia_jobs", "Process") in page["heard"]
 
     async with page.process.running():

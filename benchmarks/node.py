@@ -1,0 +1,25 @@
+"""A node in a process of its own, with a performer that does nothing: python -m benchmarks.node DSN SCOPE."""
+
+import sys
+
+import anyio
+
+from pgqueuetopia import Job, Performer, Queuetopia, Repo, logs
+
+
+class Idle(Performer):
+    """Does nothing."""
+
+    async def perform(self, job: Job) -> None:
+        pass
+
+
+async def main(dsn: str, scope: str) -> None:
+    logs.configure("warning", sys.stderr)
+    app = Queuetopia(repo=Repo(dsn), performer=Idle(), scope=scope)
+    await app.run()
+    await app.close()
+
+
+if __name__ == "__main__":
+    anyio.run(main, sys.argv[1], sys.argv[2])
