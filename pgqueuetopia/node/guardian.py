@@ -8,6 +8,8 @@ import time
 
 # In seconds: from SIGTERM to SIGKILL.
 GRACE = 0.5
+# In seconds: how much longer one is held that has not been told yet, for each look finds more of it.
+LONGEST_HOLD = 2.0
 # In seconds: from one look at all processes to the next. Whatever is new is looked at often in the beginning.
 SHORTEST_PAUSE = 0.02
 LONGEST_PAUSE = 1.0
@@ -100,13 +102,17 @@ class Tree:
 
     def press(self, processes: list[Seen]) -> bool:
         """Hold those that live, and signal them once a look finds no others; whether any is left."""
-        if self._number != signal.SIGKILL and time.monotonic() >= self.kill_at:
+        if self._number != signal.SIGKILL and self._has_had_its_time():
             self._number = signal.SIGKILL
             self._held, self._told = set(), set()
         pids = [one.pid for one in processes if not one.is_zombie and one.pid not in self._refused]
         if not self._hold(pids):
             self._tell(pids)
         return bool(pids)
+
+    def _has_had_its_time(self) -> bool:
+        """Not before it was told, however long the looks took, unless it grows and grows."""
+        return time.monotonic() >= self.kill_at + (0 if self._told else LONGEST_HOLD)
 
     def _hold(self, pids: list[int]) -> bool:
         """Whether there were any that were not held yet."""
@@ -117,7 +123,9 @@ class Tree:
         return bool(others)
 
     def _tell(self, pids: list[int]) -> None:
-        """Each once; it goes on then, and so hears it."""
+        """Each once; it goes on then, and so hears it. Their time begins when the first are told."""
+        if not self._told and self._number == signal.SIGTERM:
+            self.kill_at = max(self.kill_at, time.monotonic() + GRACE)
         for pid in pids:
             if pid not in self._told:
                 self._signal(pid, self._number)

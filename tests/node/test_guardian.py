@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,26 @@ async def nothing_is_left(node: "subprocess.Popen[str]", mark: str) -> None:
 def seen(pid: int, parent: int, group: int, session: int, start: int = 1) -> Seen:
     fields = ["S", parent, group, session, *[0] * 13, 1, 0, start]
     return Seen(pid, [str(field).encode() for field in fields])
+
+
+def test_a_tree_is_told_before_it_is_killed_however_long_the_looks_take(mark: str) -> None:
+    process = subprocess.Popen(["sleep", mark])
+    processes = [look()[process.pid]]
+    tree = Tree(process.pid, processes[0].start)
+    tree.end(kill_at=time.monotonic() - 0.1)
+    assert tree.press(processes), "held"
+    assert tree.press(processes), "told"
+    assert process.wait(SOON) == -signal.SIGTERM
+
+
+def test_a_tree_whose_node_has_died_is_killed_at_once(mark: str) -> None:
+    process = subprocess.Popen(["sh", "-c", f"trap '' TERM; sleep {mark}"])
+    processes = [look()[process.pid]]
+    tree = Tree(process.pid, processes[0].start)
+    tree.end(kill_at=0.0)
+    assert tree.press(processes)
+    assert tree.press(processes)
+    assert process.wait(SOON) == -signal.SIGKILL
 
 
 def grown(tree: Tree, *processes: Seen) -> list[int]:
