@@ -111,9 +111,11 @@ begin
     union all
     select a.queue, e.id
     from asked a
+    -- Not "any (a.running)": with that the planner may read every dead row of the queue.
+    cross join unnest(a.running) r (xid)
     cross join lateral (
       select e.id from pgqueuetopia.run_queue e
-      where e.scope = p_scope and e.queue = a.queue and e.xid = any (a.running)
+      where e.scope = p_scope and e.queue = a.queue and e.xid = r.xid
         and e.ready_at <= a.after_at and not e.taken
       offset 0
     ) e

@@ -127,7 +127,7 @@ MUTANTS = [
     Mutant(
         "what was under way when a queue was looked at is not looked for",
         CLAIM,
-        "e.xid = any (a.running)",
+        "e.xid = r.xid",
         "false",
         f"{RACES}::test_a_job_of_a_transaction_that_commits_while_the_one_behind_it_runs_is_the_next",
     ),
