@@ -4,19 +4,13 @@ import sys
 
 import anyio
 
-from pgqueuetopia import Job, Performer, Queuetopia, Repo, logs
-
-
-class Idle(Performer):
-    """Does nothing."""
-
-    async def perform(self, job: Job) -> None:
-        pass
+from benchmarks.throughput import Nothing
+from pgqueuetopia import Queuetopia, Repo, logs
 
 
 async def main(dsn: str, scope: str) -> None:
     logs.configure("warning", sys.stderr)
-    app = Queuetopia(repo=Repo(dsn), performer=Idle(), scope=scope)
+    app = Queuetopia(repo=Repo(dsn), performer=Nothing(1), scope=scope)
     await app.run()
     await app.close()
 

@@ -2,14 +2,17 @@
 
 from datetime import timedelta
 
+import anyio
 import asyncpg
 import pytest
 
-from pgqueuetopia import Cancelled, Job, Queuetopia
+from pgqueuetopia import Cancelled, DatabaseUnavailable, Job, Queuetopia
 from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, Stepped, in_order, settlement_columns
 from pgqueuetopia.outcome import SUCCEEDED, Failure, Settlement
+from tests.db import failpoints
 from tests.db.steps import done, ids, kill, look, rescued, sessions
+from tests.db.test_races import STEP_FAILPOINTS
 from tests.support import an_app
 
 
@@ -187,6 +190,51 @@ async def test_a_dead_nodes_jobs_keep_their_order_where_it_is_not_that_of_their_
             ran += ids(stepped)
             stepped = await look(b, *map(done, stepped.claimed))
         assert ran == [5, 4, 3, 2, 1] == [job.id for job in jobs]
+
+
+@pytest.mark.parametrize("place", STEP_FAILPOINTS)
+async def test_a_node_that_dies_anywhere_in_a_step_of_several_loses_nothing(
+    racing_dsn: str, place: str
+) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as [a, b]:
+        jobs = await several(app, a)
+        await app.create_jobs([{"queue": queue, "action": "a"} for queue in ("q", "q", "other")])
+
+        async def die() -> None:
+            with pytest.raises(DatabaseUnavailable):
+                await look(a, *map(one, jobs[:2]), *map(back, jobs[2:]), begun=[])
+
+        async with (
+            failpoints.stopping(racing_dsn, place, "a") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(die)
+            await stop.reached()
+            await kill(racing_dsn, "a")
+        written = jobs[:2] if place == "committed" else []
+        expected = [
+            job.id for job in await app.list_jobs(queue="q") if job.id not in (1, *map(id_of, written))
+        ]
+        ran: list[int] = []
+        ended: list[Ended] = []
+        while len(ran) < len(expected) + 1:
+            stepped = await rescued(b, *ended)
+            ran += [job.id for job in jobs_of(stepped)]
+            ended = [one(job) for job in stepped.claimed]
+        await look(b, *ended)
+        assert [n for n in ran if n in expected] == expected
+        assert (await app.list_jobs(state="succeeded")).total == 8
+
+
+def id_of(job: Job) -> int:
+    return job.id
+
+
+async def test_one_that_comes_in_ahead_is_run_once_those_that_were_claimed_have_ended(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        jobs = await several(app, a)
+        ahead = await app.create_job("q", "a", scheduled_at=timedelta(hours=-1))
+        assert ids(await look(a, *map(one, jobs))) == [ahead.id]
 
 
 async def test_of_a_dead_nodes_jobs_the_one_that_it_told_of_has_spent_an_attempt(dsn: str) -> None:

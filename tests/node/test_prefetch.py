@@ -2,7 +2,8 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -76,22 +77,37 @@ async def test_a_job_that_fails_is_run_again_before_what_was_prefetched_behind_i
     assert (performer.ids, performer.overlaps) == (expected, [])
 
 
-async def test_a_slow_job_among_quick_ones_is_seen_to_run_and_what_is_behind_it_is_free(dsn: str) -> None:
-    gate = anyio.Event()
-    performer = Strict(lambda job: gate.wait() if job.id == slow else None)
+class Stuck:
+    """A node at a job of sixteen that waits, and not at the first of them: 40 are done, 19 are behind it."""
+
+    def __init__(self, app: Queuetopia, performer: Strict, jobs: list[int]) -> None:
+        self.app = app
+        self.performer = performer
+        self.jobs = jobs
+        self.slow, self.behind = jobs[40:42]
+        self.gate = anyio.Event()
+        performer.answer = lambda job: self.gate.wait() if job.id == self.slow else None
+
+
+@asynccontextmanager
+async def a_stuck_node(dsn: str) -> AsyncIterator[Stuck]:
+    performer = Strict()
     async with an_app(dsn, performer, prefetch=16) as app:
-        jobs = await fill(app, 60)
-        # One of sixteen, and not the first of them.
-        slow = jobs[40]
+        stuck = Stuck(app, performer, await fill(app, 60))
         async with app.running():
-            await eventually(lambda: slow in performer.ids)
-            await eventually(lambda: is_executing(app, slow))
-            assert (await app.get_job(slow)).attempts == 1
-            assert all([(await app.get_job(job)).outcome == "succeeded" for job in jobs[:40]])
-            await eventually(lambda: is_ended(app, jobs[41]))
-            gate.set()
+            await eventually(lambda: stuck.slow in performer.ids)
+            yield stuck
             await until_all_is_done(app)
-    assert performer.ids == [job for job in jobs if job != jobs[41]]
+
+
+async def test_a_slow_job_among_quick_ones_is_seen_to_run_and_what_is_behind_it_is_free(dsn: str) -> None:
+    async with a_stuck_node(dsn) as stuck:
+        await eventually(lambda: is_executing(stuck.app, stuck.slow))
+        assert (await stuck.app.get_job(stuck.slow)).attempts == 1
+        assert all([(await stuck.app.get_job(job)).outcome == "succeeded" for job in stuck.jobs[:40]])
+        await eventually(lambda: is_ended(stuck.app, stuck.behind))
+        stuck.gate.set()
+    assert stuck.performer.ids == [job for job in stuck.jobs if job != stuck.behind]
 
 
 async def is_executing(app: Queuetopia, job: int) -> bool:
@@ -104,30 +120,22 @@ async def is_ended(app: Queuetopia, job: int) -> bool:
 
 
 async def test_one_that_is_prefetched_can_be_killed(dsn: str) -> None:
-    gate = anyio.Event()
-    performer = Strict(lambda job: gate.wait() if job.id == slow else None)
-    async with an_app(dsn, performer, prefetch=16) as app:
-        jobs = await fill(app, 60)
-        slow = jobs[40]
-        async with app.running():
-            await eventually(lambda: slow in performer.ids)
-            assert await app.cancel(jobs[41], kill=True) is Cancelled.OK
-            assert await app.cancel(slow, kill=True) is Cancelled.OK
-            await until_all_is_done(app)
-        assert (await app.get_job(slow)).outcome == "cancelled"
-    assert performer.ids == [job for job in jobs if job != jobs[41]]
+    async with a_stuck_node(dsn) as stuck:
+        assert await stuck.app.cancel(stuck.behind, kill=True) is Cancelled.OK
+        assert await stuck.app.cancel(stuck.slow, kill=True) is Cancelled.OK
+        assert (await stuck.app.get_job(stuck.slow)).outcome == "cancelled"
+    assert stuck.performer.ids == [job for job in stuck.jobs if job != stuck.behind]
 
 
 async def test_who_leaves_gives_back_what_it_has_not_started(dsn: str) -> None:
-    gate = anyio.Event()
-    performer = Strict(lambda job: gate.wait() if job.id == slow else None)
+    performer = Strict(lambda job: anyio.sleep(LONG / 2) if job.id == last else None)
     async with an_app(dsn, performer, prefetch=16) as app:
         jobs = await fill(app, 60)
-        slow = jobs[40]
+        last = jobs[40]
         async with app.running():
-            await eventually(lambda: slow in performer.ids)
-            gate.set()
+            await eventually(lambda: last in performer.ids)
         left = [job for job in await app.list_jobs(queue="q", limit=60) if job.done_at is None]
+        assert left
         assert all(job.attempts == 0 and job.attempted_by is None for job in left)
         async with app.running():
             await until_all_is_done(app)
@@ -141,11 +149,16 @@ async def test_a_local_pause_stops_a_queue_after_the_job_that_runs(dsn: str) -> 
         last = jobs[40]
         async with app.running():
             await eventually(lambda: last in performer.ids)
-            await anyio.sleep(0.2)
+            await eventually(lambda: is_free(app, jobs[41]))
             assert performer.ids == jobs[:41]
             await app.resume(local=True)
             await until_all_is_done(app)
     assert performer.ids == jobs
+
+
+async def is_free(app: Queuetopia, job: int) -> bool:
+    """Whether nobody has claimed it, or it has been given back, and the jobs ahead of it are written."""
+    return (await app.get_job(job)).attempted_by is None and (await app.status()).executing == 0
 
 
 async def test_plain_functions_and_many_queues_keep_their_order(dsn: str) -> None:
