@@ -50,6 +50,7 @@ async def look(session: Session, *ended: Ended, room: int = 10, over: bool = Fal
         starting=known.get("starting", 0),
         begun=known.get("begun", []),
         careful=known.get("careful", False),
+        everything=known.get("everything", True),
         keep=True,
     )
 

@@ -1,8 +1,10 @@
 """Jobs and performers that would stop a node if they could: every one leaves it running."""
 
+import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -128,14 +130,12 @@ async def test_params_of_fifty_megabytes_are_performed_and_hold_up_nobody(dsn: s
 
 
 async def test_a_performer_that_swallows_cancellation_is_late_and_other_queues_go_on(dsn: str) -> None:
-    let_go = anyio.Event()
+    let_go = asyncio.Event()
 
     async def swallow(job: Job) -> None:
         while not let_go.is_set():
-            try:
-                await anyio.sleep(60)
-            except anyio.get_cancelled_exc_class():
-                await poll(let_go)
+            with suppress(asyncio.CancelledError):
+                await let_go.wait()
 
     performer = Recorder(lambda job: swallow(job) if job.action == "poison" else None)
     async with an_app(dsn, performer) as app, app.running():
@@ -147,12 +147,6 @@ async def test_a_performer_that_swallows_cancellation_is_late_and_other_queues_g
         let_go.set()
         assert (await end_of(app, poison)).outcome == "succeeded", "it has come to a good end, if late"
         await end_of(app, behind)
-
-
-async def poll(event: anyio.Event) -> None:
-    """Wait in a way that a cancelled task can, once the cancellation was delivered."""
-    with anyio.CancelScope(shield=True):
-        await event.wait()
 
 
 async def test_a_performer_that_closes_the_pool_harms_nobody(dsn: str) -> None:

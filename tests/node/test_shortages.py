@@ -85,7 +85,7 @@ async def run_until_performed(app: Queuetopia, performer: Recorder) -> None:
 
 
 async def test_a_full_pool_is_waited_for_and_then_told(dsn: str) -> None:
-    repo = Repo(dsn, max_size=1, timeout=0.2)
+    repo = Repo(dsn, max_size=1, timeout=3)
     performer = Recorder()
     async with an_app(dsn, performer, repo=repo) as app, app.running():
         async with app.repo.connection():
