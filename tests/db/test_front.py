@@ -122,7 +122,7 @@ select 'Test', 'other ' || i % 1000, 'a' from generate_series(1, 20000) i
 
 
 async def test_a_queue_that_goes_on_does_not_pass_its_dead_rows(dsn: str, connection: Connection) -> None:
-    """Somebody's transaction has them kept, and may come in ahead. The plan is made for tables never analysed."""
+    """Somebody's transaction has them kept, and may come in ahead. The tables were never analysed."""
     await connection.execute(FULL)
     holder = await asyncpg.connect(dsn)
     async with sessions(dsn, "node") as [session], holder.transaction(isolation="repeatable_read"):
