@@ -27,7 +27,7 @@ from benchmarks import (
     waking,
 )
 from benchmarks.figures import Figure
-from benchmarks.server import Server, a_server
+from benchmarks.server import LOOP, Server, a_server
 
 Benchmark = Callable[[Server, Callable[[str], None]], Awaitable[list[Figure]]]
 
@@ -58,7 +58,7 @@ def main() -> int:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     console = Console()
-    anyio.run(_run, names, console)
+    anyio.run(_run, names, console, backend_options=LOOP)
     return 0
 
 

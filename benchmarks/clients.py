@@ -13,7 +13,7 @@ from pathlib import Path
 
 import anyio
 
-from benchmarks.server import connected
+from benchmarks.server import LOOP, connected
 from pgqueuetopia.embedded.binaries import find_binaries
 
 THREADS = 2
@@ -67,5 +67,7 @@ async def _client(dsn: str, statement: str, seconds: float, commits: list[int]) 
 
 
 if __name__ == "__main__":
-    rate = anyio.run(_in_python, sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+    rate = anyio.run(
+        _in_python, sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), backend_options=LOOP
+    )
     print(f"tps = {rate}")

@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import asyncpg
 
+from benchmarks.server import LOOP
 from benchmarks.throughput import Nothing
 from pgqueuetopia import Queuetopia, Repo, logs
 from pgqueuetopia.db.statements import SQL
@@ -57,4 +58,4 @@ async def main(dsn: str, scope: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2])
+    anyio.run(main, sys.argv[1], sys.argv[2], backend_options=LOOP)

@@ -9,6 +9,7 @@ import sys
 
 import anyio
 
+from benchmarks.server import LOOP
 from pgqueuetopia import Queuetopia, Repo
 from pgqueuetopia.db.events import Events
 
@@ -46,4 +47,4 @@ async def main(dsn: str, scope: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2])
+    anyio.run(main, sys.argv[1], sys.argv[2], backend_options=LOOP)

@@ -4,6 +4,7 @@ import sys
 
 import anyio
 
+from benchmarks.server import LOOP
 from benchmarks.throughput import Nothing
 from pgqueuetopia import Queuetopia, Repo, logs
 
@@ -16,4 +17,4 @@ async def main(dsn: str, scope: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2])
+    anyio.run(main, sys.argv[1], sys.argv[2], backend_options=LOOP)

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +16,8 @@ import asyncpg
 from pgqueuetopia import embedded
 from pgqueuetopia.db import migrations
 
+# As `pgqueuetopia run` does.
+LOOP = {"use_uvloop": find_spec("uvloop") is not None}
 SHOWN = ("fsync", "synchronous_commit", "full_page_writes", "autovacuum", "shared_buffers", "max_connections")
 
 
@@ -41,9 +44,10 @@ class Server:
         async with connected(self.dsn) as connection:
             version = await connection.fetchval("show server_version")
             settings = [f"{name}={await connection.fetchval(f'show {name}')}" for name in SHOWN]
+        python = f"Python {platform.python_version()}{' with uvloop' if LOOP['use_uvloop'] else ''}"
         return (
             f"PostgreSQL {version}, {', '.join(settings)}; "
-            f"Python {platform.python_version()}, {os.cpu_count()} CPUs, server and clients on one machine"
+            f"{python}, {os.cpu_count()} CPUs, server and clients on one machine"
         )
 
     async def _execute(self, sql: str) -> None:

@@ -132,6 +132,29 @@ begin
       where j.done_at is null and j.id <> all (v_ids)
     );
   end if;
+  if not (p_keep or pgqueuetopia.is_listened_to(p_scope)) then
+    -- Most go at once. Those that nothing comes after: no reply, and no retry that a trigger would tell of.
+    with gone as (
+      delete from pgqueuetopia.jobs j
+      using unnest(p_ids, p_claims, p_spent, p_queues, p_snapshots, p_lengths)
+        as s (id, claim, spent, queue, snapshot, length)
+      where j.id = s.id
+        and j.claim = s.claim
+        and j.scope = p_scope
+        and s.spent is null
+        and j.outcome is null
+        and j.next_attempt_at is null
+        and not j.reply
+        and (not p_careful or j.id = any (v_ids))
+      returning j.id, s.queue, s.snapshot, s.length, case when j.queue = s.queue then j.scheduled_at end as place
+    )
+    select array_agg(g.id), array_agg(g.queue), array_agg(g.place), array_agg(g.snapshot), array_agg(g.length)
+    into saved, queues, places, snapshots, lengths
+    from gone g;
+    if cardinality(saved) = cardinality(p_ids) then
+      return;
+    end if;
+  end if;
   with saving as (
     update pgqueuetopia.jobs j
     set
@@ -176,8 +199,8 @@ begin
       j.reply and (j.outcome is not null or s.error is not null) as tells
   )
   select
-    coalesce(array_agg(s.id), '{}'), coalesce(array_agg(s.queue), '{}'), array_agg(s.place),
-    array_agg(s.snapshot), array_agg(s.length), array_agg(s.id) filter (where s.tells)
+    coalesce(saved || array_agg(s.id), '{}'), coalesce(queues || array_agg(s.queue), '{}'), places || array_agg(s.place),
+    snapshots || array_agg(s.snapshot), lengths || array_agg(s.length), array_agg(s.id) filter (where s.tells)
   into saved, queues, places, snapshots, lengths, v_told
   from saving s;
   if v_told is not null then

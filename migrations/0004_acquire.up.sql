@@ -76,7 +76,10 @@ begin
     exit when is_full;
     v_seen := 0;
     for r in
-      select q.id, q.queue, q.ready_at, q.taken, array_position(p_held, q.queue) as held
+      select
+        q.id, q.queue, q.ready_at, q.taken,
+        -- Few are: the others are found in a hash table.
+        case when q.queue in (select h.queue from unnest(p_held) h (queue)) then array_position(p_held, q.queue) end as held
       from pgqueuetopia.run_queue q
       where q.scope = p_scope
         and q.priority = priorities[i]
@@ -246,6 +249,7 @@ begin
     returning q.queue, (
       select true from pgqueuetopia.run_queue t
       where t.scope = p_scope and t.queue = q.queue and t.taken
+      order by t.xid
       limit 1
     ) as orphaned
   ),
@@ -257,7 +261,7 @@ begin
       cross join lateral (
         select s.id from pgqueuetopia.run_queue s
         where s.scope = p_scope and s.queue = m.queue and not s.taken and s.id <> all (v_rows)
-        offset 0
+        order by s.xid
         for update skip locked
       ) s
     ))
@@ -292,7 +296,7 @@ begin
   end if;
   perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
   from unnest(p_queues) q (queue)
-  where q.queue <> all (v_queues);
+  where q.queue not in (select m.queue from unnest(v_queues) m (queue));
   return v_queues;
 end
 $$;
@@ -311,7 +315,7 @@ as $$
     cross join lateral (
       select r.id from pgqueuetopia.run_queue r
       where r.scope = p_scope and r.queue = o.queue and not r.taken and r.ready_at > o.claimed_at
-      offset 0
+      order by r.xid
       for update skip locked
     ) r
     union all
@@ -321,7 +325,7 @@ as $$
       select r.id from pgqueuetopia.run_queue r
       where r.scope = p_scope and r.queue = c.queue and not r.taken
         and pg_visible_in_snapshot(r.xid, p_snapshot::pg_snapshot)
-      offset 0
+      order by r.xid
       for update skip locked
     ) r
   ))

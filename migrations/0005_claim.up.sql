@@ -94,10 +94,13 @@ begin
       case when not p_careful then q.length end as length
     from unnest(p_queues, p_ids, p_places, p_snapshots, p_lengths) with ordinality
       as q (queue, id, place, snapshot, length, n)
-    where (q.queue = any (p_yielding)) = p_over
+    -- Not "any (p_yielding)": that would compare each with each.
+    where (q.queue in (select y.queue from unnest(p_yielding) y (queue))) = p_over
     union all
     select q.queue, null, null, null, null, false, null from unnest(p_acquired) q (queue)
   ),
+  -- In the order of an index, and a range where one is looked for: so the planner takes that index, and no other that
+  -- would be as good if the statistics were right.
   ahead as materialized (
     select a.queue, e.id
     from asked a
@@ -105,7 +108,7 @@ begin
       select e.id from pgqueuetopia.run_queue e
       where e.scope = p_scope and e.queue = a.queue and e.xid >= a.xmax
         and e.ready_at <= a.after_at and not e.taken
-      offset 0
+      order by e.xid
     ) e
     where a.after_at is not null
     union all
@@ -115,9 +118,9 @@ begin
     cross join unnest(a.running) r (xid)
     cross join lateral (
       select e.id from pgqueuetopia.run_queue e
-      where e.scope = p_scope and e.queue = a.queue and e.xid = r.xid
+      where e.scope = p_scope and e.queue = a.queue and e.xid between r.xid and r.xid
         and e.ready_at <= a.after_at and not e.taken
-      offset 0
+      order by e.xid
     ) e
     where a.running is not null
   ),
@@ -234,11 +237,10 @@ begin
     where q.id = any (array(
       select r.id
       from look l
-      -- "offset 0" keeps the planner from reading the rows of every queue.
       cross join lateral (
         select r.id from pgqueuetopia.run_queue r
         where r.scope = p_scope and r.queue = l.queue
-        offset 0
+        order by r.xid
         for update skip locked
       ) r
       where not l.due or (p_careful and l.id not in (select f.id from free f))

@@ -127,7 +127,7 @@ MUTANTS = [
     Mutant(
         "what was under way when a queue was looked at is not looked for",
         CLAIM,
-        "e.xid = r.xid",
+        "e.xid between r.xid and r.xid",
         "false",
         f"{RACES}::test_a_job_of_a_transaction_that_commits_while_the_one_behind_it_runs_is_the_next",
     ),
@@ -137,7 +137,7 @@ MUTANTS = [
         "    cross join unnest(a.running) r (xid)\n"
         "    cross join lateral (\n"
         "      select e.id from pgqueuetopia.run_queue e\n"
-        "      where e.scope = p_scope and e.queue = a.queue and e.xid = r.xid\n",
+        "      where e.scope = p_scope and e.queue = a.queue and e.xid between r.xid and r.xid\n",
         "    cross join lateral (\n"
         "      select e.id from pgqueuetopia.run_queue e\n"
         "      where e.scope = p_scope and e.queue = a.queue and e.xid = any (a.running)\n",

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
+from pydantic_core import from_json
 
 from pgqueuetopia.job import Job, JobRow
 from pgqueuetopia.outcome import Failure
@@ -117,7 +118,13 @@ def columns_of(rows: Sequence[JobRow]) -> list[list[Any]]:
 
 def loaded(text: Any) -> Any:
     """A json value; a caller's own connection may have decoded it already."""
-    return json.loads(text) if isinstance(text, str) else text
+    if not isinstance(text, str):
+        return text
+    try:
+        return from_json(text)
+    except ValueError:
+        # It is six times as fast, but goes 200 levels deep and no further.
+        return json.loads(text)
 
 
 def error_entry(failure: Failure | None, attempt: int, node: str) -> str | None:

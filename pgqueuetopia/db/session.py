@@ -11,6 +11,7 @@ import anyio.lowlevel
 import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
 
+from pgqueuetopia.db.arrays import numbers, texts, times
 from pgqueuetopia.db.deadlines import Deadlines
 from pgqueuetopia.db.driver import (
     CONNECT_TIMEOUT,
@@ -204,16 +205,19 @@ class Session:
         rows that somebody has locked; another one waits for them a little, and then becomes careful.
         `lines`: the topics of this node.
         """
+        ids, claims, *settlements = settlement_columns(ended, self.node)
         [row] = await self._fetch(
             "step",
             self.scope,
             self.node,
-            *settlement_columns(ended, self.node),
-            [None if one.slot else one.queue for one in ended],
-            [one.snapshot for one in ended],
-            yielding,
-            list(running),
-            list(running.values()),
+            numbers(ids),
+            numbers(claims),
+            *settlements,
+            texts([None if one.slot else one.queue for one in ended]),
+            texts([one.snapshot for one in ended]),
+            texts(yielding),
+            texts(running),
+            times(running.values()),
             avoid,
             room,
             rescue,

@@ -11,23 +11,39 @@ from pgqueuetopia.db import rows
 from pgqueuetopia.job import Job
 from pgqueuetopia.outcome import SUCCEEDED, Settlement
 
+# In seconds: how much a queue's jobs may take together, and how long it may be held, before others have its
+# place. To change places costs about as much as a job that does nothing.
+SLICE = 0.1
+LONGEST_SLICE = 0.5
+
+
+@dataclass(slots=True)
+class Slice:
+    """What a queue has had of its node: since when it is held, by the node's clock, what its jobs took."""
+
+    since: float
+    used: float = 0.0
+
+    def is_over(self, now: float) -> bool:
+        """Whether the queue is to give its place up, if others are due."""
+        return self.used > SLICE or now - self.since > LONGEST_SLICE
+
 
 # Not frozen, for one is made for each job: that costs three times as much.
 @dataclass(slots=True)
 class Ended:
     """A held queue whose job has ended, to be settled and looked at again.
 
-    `job` is None where a held queue is only to be looked at. `slice_since` is when the queue's slice
-    began, by the node's clock; `snapshot` is that of the step that claimed the job; `run_time` is in
-    seconds; `size` is how many jobs the queue gets at once if it goes on; the job may be `one_of_many`
-    that were claimed at once. A topic's job has a slot of its queue, and not all of it.
+    `job` is None where a held queue is only to be looked at. `snapshot` is that of the step that claimed
+    the job; `run_time` is in seconds; `size` is how many jobs the queue gets at once if it goes on; the job
+    may be `one_of_many` that were claimed at once. A topic's job has a slot of its queue, and not all of it.
     """
 
     queue: str
     job: Job | None = None
     settlement: Settlement | None = None
     result: str | None = None
-    slice_since: float = 0.0
+    slice: Slice | None = None
     snapshot: str | None = None
     run_time: float = 0.0
     slot: int | None = None

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import anyio
@@ -32,7 +32,7 @@ from pgqueuetopia.node.outcomes import (
 from pgqueuetopia.node.plan import Plan
 from pgqueuetopia.node.processes import ended, stop, watch
 from pgqueuetopia.node.progress import Progress
-from pgqueuetopia.node.run import Run, Stop
+from pgqueuetopia.node.run import Run, Stop, Timeouts
 from pgqueuetopia.node.store import Store
 from pgqueuetopia.outcome import (
     Err,
@@ -89,6 +89,7 @@ class Execution:
         self._progress = Progress(repo)
         self._threads = anyio.CapacityLimiter(plan.concurrency)
         self._running: dict[int, Run] = {}
+        self._timeouts = Timeouts()
 
     def count_free(self) -> int | None:
         """How many workers are free; None where there are none to be counted."""
@@ -202,6 +203,7 @@ class Execution:
             return Failed(failure_of(error))
         finally:
             run.end()
+            self._timeouts.discard(run)
             del self._running[job.id]
 
     async def _perform(self, job: Job, run: Run, listener: Listener, performer: BasePerformer) -> Any:
@@ -209,16 +211,16 @@ class Execution:
             job = replace(job, params=await self._repo.params(job.id))
         method, arguments = performer.bound(job)
         limit = self._limit(job)
-        if not inspect.iscoroutinefunction(method):
+        if not _is_async(getattr(method, "__func__", method)):
             run.in_thread = True
             call = partial(method, *arguments)
             value = await self._perform_in_thread(call, job, limit, listener)
             run.in_thread = False
         else:
-            run.limit(limit)
+            self._timeouts.add(run, limit)
             value = await method(*arguments) if listener.begin(job) else Interrupted()
         if isinstance(value, Launched):
-            run.limit(limit)
+            self._timeouts.add(run, limit)
             return await self._follow(job, performer, value.handle)
         return value
 
@@ -281,6 +283,11 @@ class Execution:
         if topic is None or type(performer).backoff is not BasePerformer.backoff:
             return performer.backoff(job)
         return topic.delay(job)
+
+
+@lru_cache(maxsize=1024)
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function)
 
 
 async def _value_of(handle: Any) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from pgqueuetopia.db.step import Slice
 from pgqueuetopia.job import Job
 
 # A queue that goes on gets twice as many jobs at once where the last ones took less than SHORT together; half
@@ -19,14 +20,14 @@ _put_attempted_at = getattr(Job, "attempted_at").__set__  # noqa: B009
 class Hold:
     """What runs, and what was prefetched behind it.
 
-    When the first was started, when the one that runs was, when the slice of the queue began, and what the
-    claim had seen.
+    When the first was started, when the one that runs was, the slice of the queue, and what the claim had
+    seen.
     """
 
     job: Job
     began: float
     since: float
-    slice_since: float
+    slice: Slice
     snapshot: str
     claimed_at: datetime | None
     slot: int | None = None

@@ -1,6 +1,7 @@
 """One run of a job, as long as it lasts: what may stop it, and why it was stopped."""
 
 import asyncio
+import math
 from enum import Enum, auto
 
 # In seconds: how long what is stopped may take to clean up before it is stopped again.
@@ -16,28 +17,23 @@ class Stop(Enum):
 
 
 class Run:
-    """The task of one run, to be stopped by its timeout or by the node.
+    """The task of one run, to be stopped by its timeout (see Timeouts) or by the node.
 
     It is cancelled once, as asyncio does it: what the performer awaits while it cleans up is not. (A cancel
     scope of anyio would interrupt that again and again, and costs five times as much.) What goes on for AGAIN
     seconds after that is cancelled again: anyio's processes are killed only then.
     """
 
-    __slots__ = ("_cancels", "_task", "_timer", "in_thread", "stopped")
+    __slots__ = ("_again", "_cancels", "_task", "in_thread", "stopped")
 
     def __init__(self) -> None:
         task = asyncio.current_task()
         assert task is not None, "a job is run by a task"
         self._task = task
-        self._timer: asyncio.TimerHandle | None = None
+        self._again: asyncio.TimerHandle | None = None
         self._cancels = 0
         self.stopped: Stop | None = None
         self.in_thread = False
-
-    def limit(self, seconds: float) -> None:
-        """Stop it if it has not ended by then, counted from the first time; 0: never."""
-        if seconds and self._timer is None:
-            self._timer = self._task.get_loop().call_later(seconds, self.stop, Stop.TIMED_OUT)
 
     def stop(self, why: Stop) -> None:
         """Cancel the task; the first reason counts."""
@@ -48,9 +44,7 @@ class Run:
     def _cancel(self) -> None:
         self._task.cancel()
         self._cancels += 1
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._task.get_loop().call_later(AGAIN, self._cancel)
+        self._again = self._task.get_loop().call_later(AGAIN, self._cancel)
 
     def is_cancelled_by_others(self) -> bool:
         """Whether it was cancelled, and not by us; else the performer raised the error by itself."""
@@ -58,7 +52,42 @@ class Run:
 
     def end(self) -> None:
         """It has ended: nothing stops it any longer."""
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._again is not None:
+            self._again.cancel()
         for _ in range(self._cancels):
             self._task.uncancel()
+
+
+class Timeouts:
+    """Stops the runs that last too long. They share one timer, for most runs end long before theirs."""
+
+    def __init__(self) -> None:
+        self._due: dict[Run, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = math.inf
+
+    def add(self, run: Run, seconds: float) -> None:
+        """Stop it if it has not ended by then, counted from the first time; 0: never."""
+        if seconds:
+            due = self._due.setdefault(run, asyncio.get_running_loop().time() + seconds)
+            if due < self._rings_at:
+                self._ring_at(due)
+
+    def discard(self, run: Run) -> None:
+        """It has ended."""
+        self._due.pop(run, None)
+
+    def _ring_at(self, time: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings_at = time
+        self._timer = asyncio.get_running_loop().call_at(time, self._ring)
+
+    def _ring(self) -> None:
+        self._timer, self._rings_at = None, math.inf
+        now = asyncio.get_running_loop().time()
+        for run in [run for run, due in self._due.items() if due <= now]:
+            del self._due[run]
+            run.stop(Stop.TIMED_OUT)
+        if self._due:
+            self._ring_at(min(self._due.values()))

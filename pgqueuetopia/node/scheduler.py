@@ -6,12 +6,13 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 
 import anyio.lowlevel
 import structlog
 
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Ended, Lines, Stepped, in_order
+from pgqueuetopia.db.step import Ended, Lines, Slice, Stepped, in_order
 from pgqueuetopia.job import Job
 from pgqueuetopia.node.bell import Bell
 from pgqueuetopia.node.hold import LONG, Hold, by_queue
@@ -21,9 +22,7 @@ from pgqueuetopia.outcome import Settlement
 
 log = structlog.get_logger("pgqueuetopia")
 
-# All in seconds. A queue gives its place up after a slice, if others are due.
-SLICE = 0.1
-# After work a node looks again every few milliseconds for a while, before it sleeps.
+# All in seconds. After work a node looks again every few milliseconds for a while, before it sleeps.
 LINGER = 0.02
 LINGER_LOOK = 0.004
 # How often a node looks for the queues of dead nodes while others run.
@@ -31,6 +30,8 @@ RESCUE = 0.25
 HELD_UP_LOOK = 0.02
 # How long a node that has nothing else to do waits for claimed jobs to start, before it looks again.
 START_PATIENCE = LONG
+# Where more queues have jobs that ended, a step settles those of half of what is held.
+SHARE = 100
 # How many jobs a step claims at most of queues that are given several at once.
 MOST_IN_A_STEP = 1000
 # How long a node stays careful after it met rows that somebody has locked.
@@ -112,6 +113,8 @@ class Scheduler:
         now = time.monotonic()
         hold = self.running[_key(job)]
         self._has_news = True
+        run_time = now - hold.since
+        hold.slice.used += run_time
         succeeded = settlement.outcome == "succeeded"
         self.ended.append(
             Ended(
@@ -119,9 +122,9 @@ class Scheduler:
                 job=job,
                 settlement=settlement,
                 result=result,
-                slice_since=hold.slice_since,
+                slice=hold.slice,
                 snapshot=hold.snapshot,
-                run_time=now - hold.since,
+                run_time=run_time,
                 slot=hold.slot,
                 size=hold.next_size(now) if succeeded else 1,
                 one_of_many=hold.size > 1,
@@ -164,8 +167,8 @@ class Scheduler:
         self.bell.hear()
         await self.before_step(self.session)
         self._give_back_late()
+        ended = in_order(self._take())
         self._has_news = False
-        ended, self.ended = in_order(self.ended), []
         try:
             stepped = await self._ask(ended)
         except BaseException:
@@ -175,13 +178,34 @@ class Scheduler:
         await self._end_stalled()
         return stepped
 
+    def _take(self) -> list[Ended]:
+        """What the next step settles: where much has ended, half of what is held.
+
+        The jobs that it claims run while the step after it settles the other half.
+        """
+        queues = dict.fromkeys(one.queue for one in self.ended)
+        share = max(SHARE, (len(queues) + len(self.running) + 1) // 2)
+        taken = queues if self.plan.topics else dict.fromkeys(islice(queues, share))
+        if len(taken) == len(queues):
+            ended, self.ended = self.ended, []
+            return ended
+        ended = [one for one in self.ended if one.queue in taken]
+        self.ended = [one for one in self.ended if one.queue not in taken]
+        self.bell.ring()
+        return ended
+
+    def _unsettled(self) -> dict[str, None]:
+        """Held queues of which nothing runs, and whose outcomes this step does not settle."""
+        return dict.fromkeys(one.queue for one in self.ended if one.queue not in self.running)
+
     async def _ask(self, ended: list[Ended]) -> Stepped:
         now = time.monotonic()
         rescue = self._rescues or now - self._last_rescue >= self._rescue_pause
         may_claim = not (self.leaving or self.plan.pause.all)
-        room = self.room.left(len(self.running), now) if may_claim else 0
+        unsettled = self._unsettled()
+        room = self.room.left(len(self.running) + len(unsettled), now) if may_claim else 0
         # The queues of which nothing runs any longer.
-        over = {one.queue: one.slice_since for one in ended if not one.slot and one.queue not in self.running}
+        over = {one.queue: one.slice for one in ended if not one.slot and one.queue not in self.running}
         most = min(self.plan.prefetch, max(1, MOST_IN_A_STEP // max(1, len(over))))
         for one in ended:
             one.size = min(one.size, most)
@@ -189,8 +213,12 @@ class Scheduler:
         stepped = await self.session.step(
             ended,
             # Those whose slice is over, and those for which no worker is free.
-            [queue for n, (queue, since) in enumerate(over.items()) if n >= room or now - since > SLICE],
-            {hold.job.queue: hold.claimed_at for hold in self.running.values() if not hold.slot},
+            [
+                queue
+                for n, (queue, slice_) in enumerate(over.items())
+                if n >= room or (slice_ and slice_.is_over(now))
+            ],
+            unsettled | {hold.job.queue: hold.claimed_at for hold in self.running.values() if not hold.slot},
             sorted(self.plan.pause.queues),
             room,
             rescue=rescue,
@@ -239,18 +267,17 @@ class Scheduler:
         for one in ended:
             self._after_saving(one, stepped)
         self._look_again_at_lost(ended, stepped)
-        self.ended += [Ended(queue=queue, slice_since=now) for queue in stepped.again]
-        slices = {one.queue: one.slice_since for one in ended}
+        self.ended += [Ended(queue=queue) for queue in stepped.again]
+        slices = {one.queue: one.slice for one in ended}
         self.starting.append({job.id for job in stepped.claimed})
         blocking = len(stepped.claimed) - len(stepped.slots)
         for job, *prefetched in by_queue(stepped.claimed[:blocking]):
-            since = slices.get(job.queue, now)
-            since = since if now - since <= SLICE else now
+            slice_ = slices.get(job.queue)
             self.running[job.queue] = Hold(
                 job,
                 now,
                 now,
-                since,
+                slice_ if slice_ and not slice_.is_over(now) else Slice(now),
                 stepped.snapshot,
                 job.attempted_at,
                 prefetched=deque(prefetched),
@@ -259,7 +286,7 @@ class Scheduler:
             )
             self._start(job)
         for job, slot in zip(stepped.claimed[blocking:], stepped.slots, strict=True):
-            self.running[job.id] = Hold(job, now, now, now, stepped.snapshot, job.attempted_at, slot)
+            self.running[job.id] = Hold(job, now, now, Slice(now), stepped.snapshot, job.attempted_at, slot)
             if job.attempted_at:
                 self._served_at[job.queue] = job.attempted_at
             self._start(job)
@@ -281,15 +308,15 @@ class Scheduler:
 
     def _look_again_at_lost(self, ended: list[Ended], stepped: Stepped) -> None:
         """Queues of which nothing could be written, and so nobody has looked at them."""
-        lost: dict[str, float] = {}
+        lost: dict[str, Slice | None] = {}
         known = set(self.running)
         for one in ended:
             if one.job is None or one.job.id in stepped.saved or one.job.id in stepped.busy:
                 known.add(one.queue)
             elif not one.slot:
-                lost[one.queue] = one.slice_since
+                lost[one.queue] = one.slice
         self.ended += [
-            Ended(queue=queue, slice_since=since) for queue, since in lost.items() if queue not in known
+            Ended(queue=queue, slice=slice_) for queue, slice_ in lost.items() if queue not in known
         ]
 
     def _start(self, job: Job) -> None:
@@ -310,7 +337,9 @@ class Scheduler:
         return len(self.starting)
 
     async def _rest(self, stepped: Stepped) -> None:
-        """Wait for the first of the bell and the time of the next look."""
+        """Wait for the first of the bell and the time of the next look, unless much has ended meanwhile."""
+        if self.bell.rung and len(self.ended) >= SHARE and self._sleep is None:
+            return
         await anyio.lowlevel.checkpoint()
         with anyio.move_on_after(START_PATIENCE):
             # A thread that rang would hand the processor over before it has called the performer.

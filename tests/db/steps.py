@@ -51,7 +51,7 @@ async def look(session: Session, *ended: Ended, room: int = 10, over: bool = Fal
         begun=known.get("begun", []),
         careful=known.get("careful", False),
         everything=known.get("everything", True),
-        keep=True,
+        keep=known.get("keep", True),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Stepped
 from tests.db.steps import done, look, sessions
-from tests.db.test_statements import are_alone, read
+from tests.db.test_statements import MISLEADING, are_alone, read
 from tests.support import eventually
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -121,8 +121,13 @@ select 'Test', 'other ' || i % 1000, 'a' from generate_series(1, 20000) i
 """
 
 
-async def test_a_queue_that_goes_on_does_not_pass_its_dead_rows(dsn: str, connection: Connection) -> None:
-    """Somebody's transaction has them kept, and may come in ahead. The tables were never analysed."""
+@pytest.mark.parametrize("analysed", [0, 1, 100, 20_000])
+async def test_a_queue_that_goes_on_does_not_pass_its_dead_rows(
+    dsn: str, connection: Connection, analysed: int
+) -> None:
+    """Somebody's transaction has them kept, and may come in ahead. Statistics know nothing, or mislead."""
+    if analysed:
+        await connection.execute(MISLEADING.format(rows=analysed))
     await connection.execute(FULL)
     holder = await asyncpg.connect(dsn)
     async with sessions(dsn, "node") as [session], holder.transaction(isolation="repeatable_read"):

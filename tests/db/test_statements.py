@@ -3,6 +3,7 @@
 import asyncpg
 import pytest
 
+from pgqueuetopia.db.arrays import numbers, texts
 from pgqueuetopia.db.session import SERVER_SETTINGS
 from pgqueuetopia.db.statements import SQL
 from pgqueuetopia.db.step import NO_LINES
@@ -32,7 +33,7 @@ select
 
 # Step's arguments: nothing runs, nothing is avoided, there is room for fifty;
 # not careful, from the start, no topics, one job of a queue at once.
-WANTED: tuple[object, ...] = ([], [], [], 50)
+WANTED: tuple[object, ...] = ("{}", "{}", [], 50)
 ANEW: tuple[object, ...] = (False, None, None, *NO_LINES, [], None, [])
 
 
@@ -55,7 +56,7 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
     if analysed in sizes:
         await connection.execute(MISLEADING.format(rows=sizes[analysed]))
     node = await asyncpg.connect(dsn, server_settings=SERVER_SETTINGS)
-    nothing: list[list[object]] = [[] for _ in range(11)]
+    nothing: list[object] = ["{}", "{}", *([] for _ in range(6)), "{}", "{}", "{}"]
     # The first calls make the plans, while the tables are empty.
     for _ in range(2):
         await node.fetch(SQL["step"], "Test", "n", *nothing, *WANTED, True, True, True, False, *ANEW)
@@ -71,17 +72,17 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
     assert len(claimed) == 50
     for ended in (False, True):
         settled = [
-            [job["id"] for job in claimed],
-            [job["claim"] for job in claimed],
+            numbers(job["id"] for job in claimed),
+            numbers(job["claim"] for job in claimed),
             ["succeeded"] * 50,
             [None] * 50,
             [True] * 50,
             [None] * 50,
             [None] * 50,
             [None] * 50,
-            [job["queue"] for job in claimed],
-            [None] * 50,
-            [job["queue"] for job in claimed] if ended else [],
+            texts(job["queue"] for job in claimed),
+            texts([None] * 50),
+            texts(job["queue"] for job in claimed if ended),
         ]
         answer = await node.fetch(SQL["step"], "Test", "n", *settled, *WANTED, False, True, True, True, *ANEW)
         claimed = answer[0][0]

@@ -12,6 +12,7 @@ import anyio.lowlevel
 import pytest
 
 from pgqueuetopia import Cancelled, Err, Job, Queuetopia
+from pgqueuetopia.db.step import Slice
 from pgqueuetopia.node.hold import LONG, SHORT, Hold
 from tests.support import Recorder, an_app, eventually
 
@@ -199,4 +200,4 @@ async def looking_behind(app: Queuetopia, jobs: list[int], job: Job) -> None:
 def test_a_queue_gets_more_at_once_the_shorter_they_are(took: float, size: int) -> None:
     now = time.monotonic()
     job: Any = None
-    assert Hold(job, now - took, now, now, "", None, size=4).next_size(now) == size
+    assert Hold(job, now - took, now, Slice(now), "", None, size=4).next_size(now) == size

@@ -1,0 +1,27 @@
+"""Arrays as PostgreSQL writes them, for what goes in with each step: asyncpg takes three times as long."""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+
+def numbers(values: Iterable[int | None]) -> str:
+    """For ::bigint[]."""
+    return f"{{{','.join(['NULL' if value is None else str(value) for value in values])}}}"
+
+
+def texts(values: Iterable[str | None]) -> str:
+    """For ::text[]."""
+    return f"{{{','.join(['NULL' if value is None else _quoted(value) for value in values])}}}"
+
+
+def times(values: Iterable[datetime | None]) -> str:
+    """For ::timestamptz[]; most are the same."""
+    known = list(values)
+    told = {value: None if value is None else value.isoformat() for value in set(known)}
+    return texts([told[value] for value in known])
+
+
+def _quoted(text: str) -> str:
+    if '"' in text or "\\" in text:
+        text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'

@@ -1,0 +1,64 @@
+"""Where much has ended a step settles half of it: the other half stays held, and takes up its room."""
+
+from collections import defaultdict
+
+import asyncpg
+
+from pgqueuetopia import Job, NewJob
+from pgqueuetopia.db.step import LONGEST_SLICE, SLICE, Slice
+from pgqueuetopia.node.scheduler import SHARE
+from tests.support import Recorder, an_app, eventually
+
+MANY = 3 * SHARE
+# An idle node has a few, but none of a queue.
+LOCKS = """
+select count(*) < 10 from pg_locks l
+join pg_stat_activity a using (pid)
+where l.locktype = 'advisory' and a.datname = current_database() and a.application_name like 'pgqueuetopia %'
+"""
+CLAIMED = "select count(*) from pgqueuetopia.jobs where attempted_at is not null and done_at is null"
+
+
+def jobs(queues: int, each: int) -> list[NewJob]:
+    return [NewJob(f"q{n % queues}", "a") for n in range(queues * each)]
+
+
+async def test_what_the_next_step_settles_does_not_run_again_and_is_held_once(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """Jobs come in all the while, and with each a reason to look at its queue."""
+    performer = Recorder()
+    async with an_app(dsn, performer, concurrency=1_000) as app:
+        created = await app.create_jobs(jobs(MANY, 5))
+        async with app.running():
+            for _ in range(20):
+                created += await app.create_jobs(jobs(MANY, 1))
+            await eventually(lambda: len(performer.performed) >= len(created), within=60)
+            await eventually(lambda: connection.fetchval(LOCKS))
+    assert by_queue(performer.performed) == by_queue(created)
+
+
+def by_queue(jobs: list[Job]) -> dict[str, list[int]]:
+    found = defaultdict(list)
+    for job in jobs:
+        found[job.queue].append(job.id)
+    return found
+
+
+async def test_what_the_next_step_settles_takes_up_its_room(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    performer = Recorder()
+    most = 0
+    async with an_app(dsn, performer, concurrency=MANY) as app:
+        await app.create_jobs(jobs(3 * MANY, 5))
+        async with app.running():
+            while len(performer.performed) < 15 * MANY:
+                most = max(most, await connection.fetchval(CLAIMED))
+    assert MANY / 2 < most <= MANY
+
+
+def test_a_slice_is_over_by_what_the_jobs_took_or_by_the_time_that_they_have_been_at_it() -> None:
+    assert not Slice(since=0.0).is_over(LONGEST_SLICE)
+    assert Slice(since=0.0).is_over(LONGEST_SLICE + 0.01)
+    assert Slice(since=0.0, used=SLICE + 0.01).is_over(0.2)
