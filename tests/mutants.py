@@ -30,6 +30,7 @@ SLOTS = "tests/db/test_slots.py"
 PREFETCH = "tests/db/test_prefetch.py"
 PREFETCHING = "tests/node/test_prefetch.py"
 LOSS = "tests/node/test_session_loss.py"
+SCHEDULING = "tests/node/test_scheduler.py"
 SHORTAGES = "tests/node/test_shortages.py"
 
 
@@ -432,6 +433,34 @@ MUTANTS = [
         "            await self.session.ping()\n",
         "",
         f"{LOSS}::test_an_idle_session_gives_signs_of_life",
+    ),
+    Mutant(
+        "what the next step settles is taken for free",
+        SCHEDULER,
+        "            unsettled | {hold.job.queue",
+        "            {hold.job.queue",
+        f"{SCHEDULING}::test_what_the_next_step_settles_does_not_run_again_and_is_held_once",
+    ),
+    Mutant(
+        "what the next step settles takes up no room",
+        SCHEDULER,
+        "len(self.running) + len(unsettled), now",
+        "len(self.running), now",
+        f"{SCHEDULING}::test_what_the_next_step_settles_takes_up_its_room",
+    ),
+    Mutant(
+        "who waits for the reply of a job that is not kept waits in vain",
+        PERSIST,
+        "        and not j.reply\n",
+        "",
+        "tests/db/test_not_kept.py::test_one_whose_reply_somebody_waits_for_is_replied_to",
+    ),
+    Mutant(
+        "a job that is not kept and was claimed since is deleted",
+        PERSIST,
+        "        and j.claim = s.claim\n        and j.scope = p_scope\n        and s.spent is null\n",
+        "        and j.scope = p_scope\n        and s.spent is null\n",
+        "tests/db/test_not_kept.py::test_one_that_another_node_has_claimed_since_is_not_deleted",
     ),
     Mutant(
         "jobs run on after their session was lost",
