@@ -155,15 +155,21 @@ def has_performed(performer: Recorder, jobs: int) -> bool:
 
 async def test_a_node_that_was_alone_notices_the_death_of_one_that_joined_later(dsn: str) -> None:
     here, there = Recorder(), Held()
-    async with an_app(dsn, here) as app, app.running(), an_app(dsn, there, shutdown=0) as other:
+    async with (
+        a_proxy(dsn) as (proxy, through),
+        an_app(dsn, here) as app,
+        app.running(),
+        an_app(dsn, there, repo=Repo(dsn, session_dsn=through), shutdown=0) as other,
+    ):
         await app.suspend(local=True)
         async with other.running():
             await app.create_job("q", "a")
             await eventually(lambda: there.performed)
             await app.resume(local=True)
-            pid = await pid_of(dsn, (await app.status()).nodes, there.performed[0].attempted_by)
-            other._pause.all = True
-            await execute(dsn, f"select pg_terminate_backend({pid})")
+            # Until it has looked, and sleeps again.
+            await anyio.sleep(0.3)
+            # Its death, for it does not come back: that would be told, too.
+            await proxy.cut()
             await eventually(lambda: here.performed, within=5)
 
 
