@@ -1,3 +1,4 @@
+import os
 import secrets
 import time
 
@@ -9,7 +10,8 @@ from tests.acceptance.history import faults
 from tests.acceptance.node import SCOPE
 from tests.support import eventually
 
-QUEUES, PAUSES = 100, 5
+# Twice as many pauses in CI.
+QUEUES, PAUSES = 100, int(os.environ.get("SUSPENSION_PAUSES", "3"))
 # In seconds: longer than anything that makes a node look at its queues.
 OBSERVED = 0.8
 # Neither node has room for all queues.

@@ -14,7 +14,7 @@ from pgqueuetopia import Job, NewJob, Performer, Queuetopia, Repo
 from tests.support import ADVISORY_LOCKS, an_app, eventually
 
 # 50,000 in CI, by $LEAK_JOBS: they take a quarter of the whole suite's time.
-JOBS = int(os.environ.get("LEAK_JOBS", "5000"))
+JOBS = int(os.environ.get("LEAK_JOBS", "3000"))
 RECONNECTS = 50
 WARM_UP = 5
 QUEUES = 100
