@@ -77,6 +77,8 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_scope text;
+  v_last text;
+  v_scopes text[];
   v_rung boolean;
 begin
   insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at)
@@ -84,7 +86,14 @@ begin
   from inserted
   where done_at is null and not topic
   group by scope, queue;
-  for v_scope in select distinct scope from inserted where done_at is null loop
+  select min(i.scope), max(i.scope) into v_scope, v_last from inserted i where i.done_at is null;
+  -- Nearly always there is one.
+  if v_scope = v_last then
+    v_scopes := array[v_scope];
+  else
+    v_scopes := array(select distinct i.scope from inserted i where i.done_at is null);
+  end if;
+  foreach v_scope in array v_scopes loop
     v_rung := pgqueuetopia.ring(v_scope);
     if pgqueuetopia.is_listened_to(v_scope) then
       perform pgqueuetopia.tell(v_scope, array(

@@ -294,9 +294,11 @@ begin
     update pgqueuetopia.jobs j set attempted_at = null, attempted_by = null
     where j.id = any (v_prefetched) and j.outcome is null;
   end if;
-  perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
-  from unnest(p_queues) q (queue)
-  where q.queue not in (select m.queue from unnest(v_queues) m (queue));
+  if cardinality(v_queues) < cardinality(p_queues) then
+    perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
+    from unnest(p_queues) q (queue)
+    where q.queue not in (select m.queue from unnest(v_queues) m (queue));
+  end if;
   return v_queues;
 end
 $$;

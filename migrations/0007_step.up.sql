@@ -254,10 +254,18 @@ begin
       v_now := clock_timestamp();
       -- Those that go on come first; what they leave of the room is for others; a queue whose slice is over
       -- goes on only where that is not needed.
-      select c.* into claimed, again, v_let_go, v_skipped, v_held from pgqueuetopia.claim(
-        p_scope, p_node, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, false, p_avoid, '{}', 0,
-        suspended or not v_may_start, v_some_queue_suspended, v_careful
-      ) c;
+      claimed := '{}';
+      again := '{}';
+      v_let_go := '{}';
+      v_skipped := false;
+      v_held := 0;
+      if cardinality(v_queues) > 0 or p_room = 0 then
+        -- Without room when a session opens, too: that makes the plan.
+        select c.* into claimed, again, v_let_go, v_skipped, v_held from pgqueuetopia.claim(
+          p_scope, p_node, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, false, p_avoid, '{}', 0,
+          suspended or not v_may_start, v_some_queue_suspended, v_careful
+        ) c;
+      end if;
       v_room := p_room - v_held - cardinality(again);
       more := p_room > 0 and v_room <= 0;
       -- failpoint: before acquire
