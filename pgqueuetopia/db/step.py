@@ -10,23 +10,7 @@ import asyncpg
 from pgqueuetopia.db import rows
 from pgqueuetopia.job import Job
 from pgqueuetopia.outcome import SUCCEEDED, Settlement
-
-# In seconds: how much a queue's jobs may take together, and how long it may be held, before others have its
-# place. To change places costs about as much as a job that does nothing.
-SLICE = 0.1
-LONGEST_SLICE = 0.5
-
-
-@dataclass(slots=True)
-class Slice:
-    """What a queue has had of its node: since when it is held, by the node's clock, what its jobs took."""
-
-    since: float
-    used: float = 0.0
-
-    def is_over(self, now: float) -> bool:
-        """Whether the queue is to give its place up, if others are due."""
-        return self.used > SLICE or now - self.since > LONGEST_SLICE
+from pgqueuetopia.slices import Slice
 
 
 # Not frozen, for one is made for each job: that costs three times as much.

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from pgqueuetopia.db.step import Slice
 from pgqueuetopia.job import Job
+from pgqueuetopia.slices import Slice
 
 # A queue that goes on gets twice as many jobs at once where the last ones took less than SHORT together; half
 # as many where they took longer than LONG, and those not started by then are given back. In seconds.

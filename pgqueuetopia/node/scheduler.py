@@ -12,13 +12,14 @@ import anyio.lowlevel
 import structlog
 
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Ended, Lines, Slice, Stepped, in_order
+from pgqueuetopia.db.step import Ended, Lines, Stepped, in_order
 from pgqueuetopia.job import Job
 from pgqueuetopia.node.bell import Bell
 from pgqueuetopia.node.hold import LONG, Hold, by_queue
 from pgqueuetopia.node.plan import Plan
 from pgqueuetopia.node.room import Room
 from pgqueuetopia.outcome import Settlement
+from pgqueuetopia.slices import Slice
 
 log = structlog.get_logger("pgqueuetopia")
 
@@ -294,7 +295,7 @@ class Scheduler:
             self._last_claim = now
         if stepped.careful:
             self._careful_until = now + CAREFUL
-        self.room.learn(stepped.crowded, len(self.running), now)
+        self.room.learn(stepped.crowded, len(self.running) + len(self._unsettled()), now)
 
     def _after_saving(self, one: Ended, stepped: Stepped) -> None:
         if one.job is None:

@@ -12,8 +12,8 @@ import anyio.lowlevel
 import pytest
 
 from pgqueuetopia import Cancelled, Err, Job, Queuetopia
-from pgqueuetopia.db.step import Slice
 from pgqueuetopia.node.hold import LONG, SHORT, Hold
+from pgqueuetopia.slices import Slice
 from tests.support import Recorder, an_app, eventually
 
 JOBS = 400

@@ -3,10 +3,11 @@
 from collections import defaultdict
 
 import asyncpg
+import pytest
 
 from pgqueuetopia import Job, NewJob
-from pgqueuetopia.db.step import LONGEST_SLICE, SLICE, Slice
 from pgqueuetopia.node.scheduler import SHARE
+from pgqueuetopia.slices import LONGEST_SLICE, SLICE, Slice
 from tests.support import Recorder, an_app, eventually
 
 MANY = 3 * SHARE
@@ -25,12 +26,13 @@ def jobs(queues: int, each: int) -> list[NewJob]:
     return [NewJob(f"q{n % queues}", "a") for n in range(queues * each)]
 
 
+@pytest.mark.parametrize("prefetch", [1, 16])
 async def test_what_the_next_step_settles_does_not_run_again_and_is_held_once(
-    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", prefetch: int
 ) -> None:
     """Jobs come in all the while, and with each a reason to look at its queue."""
     performer = Recorder()
-    async with an_app(dsn, performer, concurrency=1_000) as app:
+    async with an_app(dsn, performer, concurrency=1_000, prefetch=prefetch) as app:
         created = await app.create_jobs(jobs(MANY, 10))
         async with app.running():
             for _ in range(20):
