@@ -1,12 +1,16 @@
 """Stops a session between two statements of step(), where its source says "failpoint"."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
+import anyio
 import asyncpg
+import pytest
 
+from pgqueuetopia import DatabaseUnavailable
 from pgqueuetopia.db import migrations
+from tests.db.steps import kill
 from tests.support import ADVISORY_LOCKS, eventually
 
 # A session passes unless somebody holds the lock of this failpoint and of its application's name.
@@ -65,6 +69,19 @@ class Stop:
     async def release(self) -> None:
         """Let the session go on."""
         await self._connection.fetch("select pg_advisory_unlock(1, $1)", self._key)
+
+
+async def die_at(dsn: str, name: str, node: str, step: Awaitable[object]) -> None:
+    """Kill a node's session where its step comes to a failpoint."""
+
+    async def die() -> None:
+        with pytest.raises(DatabaseUnavailable):
+            await step
+
+    async with stopping(dsn, name, node) as stop, anyio.create_task_group() as tasks:
+        tasks.start_soon(die)
+        await stop.reached()
+        await kill(dsn, node)
 
 
 @asynccontextmanager

@@ -2,11 +2,10 @@
 
 from datetime import timedelta
 
-import anyio
 import asyncpg
 import pytest
 
-from pgqueuetopia import Cancelled, DatabaseUnavailable, Job, Queuetopia
+from pgqueuetopia import Cancelled, Job, Queuetopia
 from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, Stepped, in_order, settlement_columns
 from pgqueuetopia.outcome import SUCCEEDED, Failure, Settlement
@@ -199,18 +198,9 @@ async def test_a_node_that_dies_anywhere_in_a_step_of_several_loses_nothing(
     async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as [a, b]:
         jobs = await several(app, a)
         await app.create_jobs([{"queue": queue, "action": "a"} for queue in ("q", "q", "other")])
-
-        async def die() -> None:
-            with pytest.raises(DatabaseUnavailable):
-                await look(a, *map(one, jobs[:2]), *map(back, jobs[2:]), begun=[])
-
-        async with (
-            failpoints.stopping(racing_dsn, place, "a") as stop,
-            anyio.create_task_group() as tasks,
-        ):
-            tasks.start_soon(die)
-            await stop.reached()
-            await kill(racing_dsn, "a")
+        await failpoints.die_at(
+            racing_dsn, place, "a", look(a, *map(one, jobs[:2]), *map(back, jobs[2:]), begun=[])
+        )
         written = jobs[:2] if place == "committed" else []
         expected = [
             job.id for job in await app.list_jobs(queue="q") if job.id not in (1, *map(id_of, written))

@@ -7,7 +7,7 @@ import anyio
 import asyncpg
 import pytest
 
-from pgqueuetopia import Cancelled, DatabaseUnavailable, Job
+from pgqueuetopia import Cancelled, Job
 from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, Stepped, settlement_columns
 from pgqueuetopia.outcome import SUCCEEDED, Failure, Settlement
@@ -191,18 +191,7 @@ async def test_a_job_that_is_moved_is_there_once_wherever_its_node_dies(racing_d
         await app.create_job("q", "a", {"x": 1}, reply=True)
         [claimed] = (await look(a)).claimed
         moved = Ended("q", claimed, Settlement.moved(Failure("no"), "dead"))
-
-        async def die() -> None:
-            with pytest.raises(DatabaseUnavailable):
-                await look(a, moved)
-
-        async with (
-            failpoints.stopping(racing_dsn, place, "a") as stop,
-            anyio.create_task_group() as tasks,
-        ):
-            tasks.start_soon(die)
-            await stop.reached()
-            await kill(racing_dsn, "a")
+        await failpoints.die_at(racing_dsn, place, "a", look(a, moved))
         dead = await app.list_jobs(queue="dead")
         assert (await app.get_job(claimed)).outcome == ("moved" if place == "committed" else None)
         assert len(dead) == (place == "committed")
@@ -221,18 +210,9 @@ async def test_a_node_that_dies_anywhere_in_a_step_loses_nothing(racing_dsn: str
         await app.create_jobs([{"queue": f"q{n % 3}", "action": "a"} for n in range(6)])
         claimed = (await look(a, room=2)).claimed
         assert len(claimed) == 2
-
-        async def die() -> None:
-            with pytest.raises(DatabaseUnavailable):
-                await look(a, *[done(job) for job in claimed], room=3, over=True)
-
-        async with (
-            failpoints.stopping(racing_dsn, place, "a") as stop,
-            anyio.create_task_group() as tasks,
-        ):
-            tasks.start_soon(die)
-            await stop.reached()
-            await kill(racing_dsn, "a")
+        await failpoints.die_at(
+            racing_dsn, place, "a", look(a, *[done(job) for job in claimed], room=3, over=True)
+        )
         ran: list[int] = []
         ended: list[Ended] = []
         while len(ran) < 6 - (len(claimed) if place == "committed" else 0):

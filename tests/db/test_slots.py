@@ -7,7 +7,7 @@ import anyio
 import asyncpg
 import pytest
 
-from pgqueuetopia import Cancelled, DatabaseUnavailable, Job, Queuetopia
+from pgqueuetopia import Cancelled, Job, Queuetopia
 from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, Lines, Stepped
 from pgqueuetopia.outcome import Failure, Settlement
@@ -320,18 +320,7 @@ async def test_a_node_that_dies_anywhere_in_a_step_loses_nothing(racing_dsn: str
         claimed = (await a.look(room=2)).claimed
         # Of somebody who does not know the topic.
         jobs.append((await app.create_job("t", "a")).id)
-
-        async def die() -> None:
-            with pytest.raises(DatabaseUnavailable):
-                await a.look(*map(done, claimed))
-
-        async with (
-            failpoints.stopping(racing_dsn, place, "a") as stop,
-            anyio.create_task_group() as tasks,
-        ):
-            tasks.start_soon(die)
-            await stop.reached()
-            await kill(racing_dsn, "a")
+        await failpoints.die_at(racing_dsn, place, "a", a.look(*map(done, claimed)))
         running: list[Job] = []
 
         async def all_is_done() -> bool:
