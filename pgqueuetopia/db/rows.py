@@ -98,7 +98,7 @@ def created_job(scope: str, row: JobRow, stored: asyncpg.Record) -> Job:
         scope=scope,
         queue=row.queue,
         action=row.action,
-        params=json.loads(row.params),
+        params=loaded(row.params),
         priority=row.priority,
         timeout=row.timeout,
         max_backoff=row.max_backoff,

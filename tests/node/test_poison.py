@@ -1,6 +1,7 @@
 """Jobs and performers that would stop a node if they could: every one leaves it running."""
 
 import asyncio
+import json
 import os
 import random
 import time
@@ -9,6 +10,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 import structlog
 
@@ -117,6 +119,21 @@ async def test_a_snooze_for_ever_is_as_long_as_a_time_can_be(dsn: str) -> None:
 
 async def is_waiting(app: Queuetopia, job: Job) -> bool:
     return (await app.get_job(job)).next_attempt_at is not None
+
+
+async def test_params_that_somebody_else_has_nested_as_deep_as_the_database_takes_are_performed(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """Deeper than create_job takes, and than the faster of our two readers goes."""
+    deep = '{"x": ' * 900 + "1" + "}" * 900
+    seen: list[Any] = []
+    performer = Recorder(lambda job: seen.append(job.params))
+    await connection.execute(
+        "insert into pgqueuetopia.jobs (scope, queue, action, params) values ('Test', 'q', 'a', $1)", deep
+    )
+    async with an_app(dsn, performer) as app, app.running():
+        await eventually(lambda: seen)
+    assert seen == [json.loads(deep)]
 
 
 async def test_params_of_many_megabytes_are_performed_and_hold_up_nobody(dsn: str) -> None:
