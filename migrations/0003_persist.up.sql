@@ -3,7 +3,8 @@
 -- The plans must not depend on statistics, for these tables grow from nothing to millions of rows between
 -- two looks of autovacuum: the node's session leaves the planner index scans and nested loops alone, and
 -- "outcome is null" (the same as "done_at is null", by a constraint) keeps it off the partial indexes
--- where a row is found by its id.
+-- where a row is found by its id. What one index alone must find is asked for in the order of that index, even where
+-- no order is needed ("order by r.xid"): under some statistics others look as good.
 --
 -- A line "failpoint: name" marks a place between two statements where the tests stop the world.
 

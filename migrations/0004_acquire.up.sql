@@ -78,7 +78,7 @@ begin
     for r in
       select
         q.id, q.queue, q.ready_at, q.taken,
-        -- Few are: the others are found in a hash table.
+        -- Nearly none is held; that it is not is found in a hash table, not by comparing it with each.
         case when q.queue in (select h.queue from unnest(p_held) h (queue)) then array_position(p_held, q.queue) end as held
       from pgqueuetopia.run_queue q
       where q.scope = p_scope
