@@ -46,6 +46,8 @@ create table pgqueuetopia.jobs (
   claim bigint not null default 0,
   attempted_at timestamptz,
   attempted_by text,
+  -- While it runs: the last of the jobs behind it that its node has fetched as well, and starts without asking (claim).
+  prefetched_to bigint,
   errors pgqueuetopia.json_array not null default '[]',
   progress jsonb,
   result jsonb,

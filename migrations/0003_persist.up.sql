@@ -57,8 +57,6 @@ begin
     )::text
     from unnest(p_ids) i (id)
     join pgqueuetopia.jobs j on j.id = i.id
-    -- Of one that was prefetched and not started there is nothing to tell.
-    where j.attempted_by is not null
   ));
 end
 $$;
@@ -86,13 +84,14 @@ $$;
 
 -- Write what became of jobs; the fence is claim. An outcome that is null leaves the job pending: after
 -- the delay, or blocked until an operator acts where that is null too. An attempt that is not spent is
--- given back; a prefetched job (see claim) that was not started, and has no delay, is as it was before. One that was
--- started counts its attempt now, and began as long ago as its run took, in seconds. The arrays after the claims
+-- given back. A job that was prefetched (see claim) may have begun without our knowing: it counts its attempt now, and
+-- began as long ago as its run took, in seconds. The arrays after the claims
 -- may be shorter: the jobs beyond their end have succeeded, without a result, as most do. Returns what was saved,
 -- with its queue, and the place at which the queue was if it has ended, and the snapshot and length that were given
 -- with it (see claim); and what could not be saved because somebody has locked the row.
 create function pgqueuetopia.persist(
   p_scope text,
+  p_node text,
   p_ids bigint[],
   p_claims bigint[],
   p_outcomes text[],
@@ -169,11 +168,9 @@ begin
       attempts = greatest(
         j.attempts + (j.attempted_at is null)::integer - (s.spent is not distinct from false)::integer, 0
       ),
-      attempted_at = case
-        when s.given_back then null
-        else coalesce(j.attempted_at, v_now - coalesce(s.run_time, 0) * interval '1 second')
-      end,
-      attempted_by = case when not s.given_back then j.attempted_by end,
+      attempted_at = coalesce(j.attempted_at, v_now - coalesce(s.run_time, 0) * interval '1 second'),
+      attempted_by = coalesce(j.attempted_by, p_node),
+      prefetched_to = null,
       errors = case
         when s.error is null then j.errors else pgqueuetopia.append_error(j.errors, s.error, v_now)
       end,
@@ -182,8 +179,7 @@ begin
     from (
       select
         u.id, u.claim, case when u.spent is null then 'succeeded' else u.outcome end as outcome,
-        u.delay, u.spent, u.error, u.result, u.queue, u.snapshot, u.length, u.run_time,
-        u.outcome is null and u.delay is null and u.spent is not distinct from false as given_back
+        u.delay, u.spent, u.error, u.result, u.queue, u.snapshot, u.length, u.run_time
       from unnest(
         p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_queues, p_snapshots, p_lengths, p_run_times
       ) as u (id, claim, outcome, delay, spent, error, result, queue, snapshot, length, run_time)

@@ -210,12 +210,34 @@ begin
 end
 $$;
 
+-- Behind these jobs, which a lost session ran, nothing is prefetched any longer, and nothing else runs in their queues.
+create function pgqueuetopia.leave_prefetched(p_ids bigint[]) returns void
+language sql
+as $$
+  update pgqueuetopia.jobs j
+  set claim = j.claim + 1, attempted_at = null, attempted_by = null
+  where j.outcome is null and j.id = any (array(
+    select b.id
+    from unnest(p_ids) r (id)
+    join pgqueuetopia.jobs first on first.id = r.id
+    join pgqueuetopia.jobs last on last.id = first.prefetched_to
+    cross join lateral (
+      select b.id from pgqueuetopia.jobs b
+      where b.scope = first.scope and b.queue = first.queue and b.done_at is null and not b.topic
+        and (b.scheduled_at, b.id) > (first.scheduled_at, first.id)
+        and (b.scheduled_at, b.id) <= (last.scheduled_at, last.id)
+        and b.next_attempt_at is null
+      order by b.scheduled_at, b.id
+    ) b
+  ))
+$$;
+
 -- Mark the rows by which queues were locked, and return the queues that may be run. A row that is gone
 -- was removed by the former holder as it let go: it left another one if jobs remain, so that queue is
 -- left for the next look. A queue with a row that is taken already was left by a node that died: its job
--- that was running becomes one that waits for its next attempt, so that nothing overtakes it, and what
--- was prefetched behind it is as before. To find them the whole queue is read, which nobody else ever has to. The other
--- rows go: the look that follows sees what they stand for.
+-- that was running becomes one that waits for its next attempt, so that nothing overtakes it. What was prefetched behind it is
+-- as before, but for its claim: what the dead node may still tell of it does not count. To find them the whole queue is
+-- read, which nobody else ever has to. The other rows go: the look that follows sees what they stand for.
 create function pgqueuetopia.take(
   p_scope text,
   p_rows bigint[],
@@ -229,7 +251,6 @@ declare
   v_queues text[];
   v_orphans text[];
   v_ids bigint[];
-  v_prefetched bigint[];
 begin
   if p_careful then
     v_rows := array(
@@ -270,29 +291,21 @@ begin
   into v_queues, v_orphans
   from marked m;
   if v_orphans is not null then
-    select array_agg(o.id) filter (where o.is_first), array_agg(o.id) filter (where not o.is_first)
-    into v_ids, v_prefetched
+    select array_agg(o.id) into v_ids
     from unnest(v_orphans) q (queue)
     cross join lateral (
-      select
-        o.id,
-        -- Of those whose start was written, else of those that were prefetched.
-        row_number() over (order by o.attempted_at is null, o.scheduled_at, o.id) = 1 as is_first
+      select o.id
       from pgqueuetopia.jobs o
       where o.scope = p_scope
         and o.queue = q.queue
         and o.done_at is null
         and not o.topic
-        and o.claim > 0
-        and (
-          o.attempted_at >= coalesce(o.next_attempt_at, '-infinity')
-          or (o.attempted_at is null and o.attempted_by is not null)
-        )
-      offset 0
+        and o.attempted_at >= coalesce(o.next_attempt_at, '-infinity')
+      order by o.scheduled_at, o.id
+      limit 1
     ) o;
+    perform pgqueuetopia.leave_prefetched(v_ids);
     perform pgqueuetopia.wait_for_report(p_scope, v_ids);
-    update pgqueuetopia.jobs j set attempted_at = null, attempted_by = null
-    where j.id = any (v_prefetched) and j.outcome is null;
   end if;
   if cardinality(v_queues) < cardinality(p_queues) then
     perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))

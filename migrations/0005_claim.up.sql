@@ -50,8 +50,8 @@ create type pgqueuetopia.claimed_job as (
 -- however many dead rows a long transaction keeps, and whatever it has written itself.)
 --
 -- A queue that goes on and has a length gets as many jobs at once, to be run one after the other: its head, and what is
--- due behind it and was never started. These are prefetched: claimed, but not started (attempted_at is null, and the
--- attempt is not counted), until the node tells otherwise.
+-- due behind it and was never started. These are prefetched: nothing is written to them, and the head tells which is the
+-- last (prefetched_to). They are locked until that is committed, so that nobody ends one of them who has not seen it.
 create function pgqueuetopia.claim(
   p_scope text,
   p_node text,
@@ -182,27 +182,35 @@ begin
     ) j on true
   ),
   prefetched as materialized (
-    select b.id
+    select l.id, b.jobs
     from look l
     cross join lateral (
-      select
-        n.id,
-        bool_and(
-          n.scheduled_at <= v_now
-          and n.attempted_at is null
-          and n.next_attempt_at is null
-          and pg_column_size(n.params) <= c_long_params
-        ) over (order by n.scheduled_at, n.id rows unbounded preceding) as is_next
+      select array_agg(n.job) filter (where n.is_next) as jobs
       from (
-        select m.id, m.scheduled_at, m.attempted_at, m.next_attempt_at, m.params
-        from pgqueuetopia.jobs m
-        where m.scope = p_scope and m.queue = l.queue and m.done_at is null and not m.topic
-          and (m.scheduled_at, m.id) > (l.scheduled_at, l.id)
-        order by m.scheduled_at, m.id
-        limit l.length - 1
+        select
+          bool_and(
+            m.scheduled_at <= v_now
+            and m.attempted_at is null
+            and m.next_attempt_at is null
+            and pg_column_size(m.params) <= c_long_params
+          ) over (order by m.scheduled_at, m.id rows unbounded preceding) as is_next,
+          row(
+            m.id, m.queue, m.action, m.params,
+            m.priority, m.timeout, m.max_backoff, m.max_attempts, m.scheduled_at, m.next_attempt_at,
+            m.attempts + 1, m.claim, null, p_node, m.errors, m.inserted_at, m.updated_at,
+            m.failure_mode, m.reply, m.moved_from
+          )::pgqueuetopia.claimed_job as job
+        from (
+          select * from pgqueuetopia.jobs m
+          where m.scope = p_scope and m.queue = l.queue and m.done_at is null and not m.topic
+            and (m.scheduled_at, m.id) > (l.scheduled_at, l.id)
+          order by m.scheduled_at, m.id
+          limit l.length - 1
+          for no key update
+        ) m
       ) n
     ) b
-    where l.due and l.length > 1 and b.is_next
+    where l.due and l.length > 1
   ),
   free as (
     select j.id from pgqueuetopia.jobs j
@@ -213,13 +221,14 @@ begin
     update pgqueuetopia.jobs j
     set
       claim = j.claim + 1,
-      attempts = j.attempts + c.started,
-      attempted_at = case when c.started = 1 then v_now end,
-      attempted_by = p_node
+      attempts = j.attempts + 1,
+      attempted_at = v_now,
+      attempted_by = p_node,
+      prefetched_to = (c.jobs[cardinality(c.jobs)]).id
     from (
-      select l.id, 1 as started from look l where l.due
+      select l.id, null as jobs from look l where l.due and (l.length > 1) is not true
       union all
-      select r.id, 0 from prefetched r
+      select r.id, r.jobs from prefetched r
     ) c
     where j.id = c.id
       and j.outcome is null
@@ -228,9 +237,9 @@ begin
       j.id, j.queue, j.action,
       case when pg_column_size(j.params) <= 65536 then j.params end,
       j.priority, j.timeout, j.max_backoff, j.max_attempts, j.scheduled_at, j.next_attempt_at,
-      j.attempts + 1 - c.started, j.claim, j.attempted_at, j.attempted_by, j.errors, j.inserted_at, j.updated_at,
+      j.attempts, j.claim, j.attempted_at, j.attempted_by, j.errors, j.inserted_at, j.updated_at,
       j.failure_mode, j.reply, j.moved_from
-    )::pgqueuetopia.claimed_job as job
+    )::pgqueuetopia.claimed_job as job, c.jobs as prefetched
   ),
   gone as (
     delete from pgqueuetopia.run_queue q
@@ -256,7 +265,8 @@ begin
       and (not l.due or (p_careful and l.id not in (select f.id from free f)))
   )
   select
-    (select coalesce(array_agg(c.job), '{}') from claiming c),
+    coalesce((select array_agg(c.job) from claiming c), '{}')
+    || (select array_agg(p.job) from (select unnest(c.prefetched) as job from claiming c) p),
     -- Due, but ended by somebody else in this very moment: still ours, to be looked at again.
     coalesce(array_agg(l.queue) filter (where l.due and not p_careful), '{}'),
     coalesce(array_agg(l.queue) filter (where not l.due or p_careful), '{}'),

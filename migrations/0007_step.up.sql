@@ -73,18 +73,25 @@ begin
 end
 $$;
 
--- These were prefetched, and run now: from now on their attempt counts, whatever happens to their node.
-create function pgqueuetopia.note_begun(p_node text, p_ids bigint[]) returns void
+-- Of several that were claimed at once these run now: from now on their attempt counts, whatever happens to their node.
+-- Behind each others are prefetched, up to the last that is given here, or null.
+create function pgqueuetopia.note_begun(p_node text, p_ids bigint[], p_last bigint[], p_careful boolean) returns void
 language plpgsql
 as $$
+declare
+  v_ids bigint[] := p_ids;
 begin
+  if p_careful then
+    v_ids := array(select j.id from pgqueuetopia.jobs j where j.id = any (p_ids) for update skip locked);
+  end if;
   update pgqueuetopia.jobs j
-  set attempts = j.attempts + 1, attempted_at = clock_timestamp()
-  where j.attempted_at is null and j.id = any (array(
-    select b.id from pgqueuetopia.jobs b
-    where b.id = any (p_ids) and b.attempted_by = p_node and b.outcome is null
-    for update skip locked
-  ));
+  set
+    attempts = j.attempts + (j.attempted_at is null)::integer,
+    attempted_at = coalesce(j.attempted_at, clock_timestamp()),
+    attempted_by = p_node,
+    prefetched_to = b.last
+  from unnest(p_ids, p_last) b (id, last)
+  where j.id = b.id and j.outcome is null and (not p_careful or j.id = any (v_ids));
 end
 $$;
 
@@ -106,10 +113,11 @@ create procedure pgqueuetopia.step(
   p_snapshots text[],
   p_yielding text[],
   -- how many jobs a queue gets at once (see claim); how long the jobs ran, in seconds, where some of several have ended
-  -- (else null); which of those that were prefetched run by now
+  -- (else null); which of those that were prefetched run by now, and what is prefetched behind them (see note_begun)
   p_lengths integer[],
   p_run_times double precision[],
   p_begun bigint[],
+  p_prefetched_to bigint[],
   -- queues whose job runs on, and since when; queues that this node must not run; how many jobs may be claimed; whether to
   -- look for the queues of the dead
   p_running text[],
@@ -209,7 +217,7 @@ begin
         select p.saved, p.queues, p.places, p.snapshots, p.lengths, p.busy
         into saved, v_queues, v_places, v_snapshots, v_lengths, busy
         from pgqueuetopia.persist(
-          p_scope, p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_moves, p_queues, p_snapshots,
+          p_scope, p_node, p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_moves, p_queues, p_snapshots,
           p_lengths, p_run_times, p_keep, v_careful
         ) p;
       end if;
@@ -228,7 +236,7 @@ begin
         ) h;
       end if;
       if cardinality(p_begun) > 0 then
-        perform pgqueuetopia.note_begun(p_node, p_begun);
+        perform pgqueuetopia.note_begun(p_node, p_begun, p_prefetched_to, v_careful);
       end if;
       if cardinality(p_lengths) > 0 and pgqueuetopia.is_listened_to(p_scope) then
         -- Who listens is told of each start before the next.

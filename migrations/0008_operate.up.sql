@@ -17,8 +17,7 @@ select
   case
     when j.topic and j.outcome = 'abandoned' then 'discarded'
     when j.done_at is not null then j.outcome
-    when j.claim > 0
-      and j.attempted_at >= coalesce(j.next_attempt_at, '-infinity')
+    when j.attempted_at >= coalesce(j.next_attempt_at, '-infinity')
       and exists (
         select from held h
         where h.lock_key = case
@@ -43,7 +42,7 @@ from pgqueuetopia.jobs j;
 create view pgqueuetopia.executing as
 select s.id, s.scope, s.queue, s.action, s.attempts, s.claim, s.attempted_at, s.attempted_by, s.launched_at
 from pgqueuetopia.job_states s
-where s.done_at is null and s.claim > 0 and s.state in ('executing', 'launched');
+where s.done_at is null and s.attempted_at is not null and s.state in ('executing', 'launched');
 
 -- The nodes that run now: one database session each.
 create view pgqueuetopia.nodes as
@@ -59,6 +58,30 @@ where l.locktype = 'advisory'
   and l.mode = 'ShareLock'
   and a.application_name like 'pgqueuetopia %'
   and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database());
+
+-- Whether a node that holds the queue of this job may start it without asking (see claim).
+create function pgqueuetopia.is_prefetched(p_job pgqueuetopia.jobs) returns boolean
+language plpgsql
+as $$
+declare
+  -- A node claims no more at once.
+  c_most constant integer := 1000;
+begin
+  return exists (
+    select
+    from (
+      select * from pgqueuetopia.jobs j
+      where j.scope = p_job.scope and j.queue = p_job.queue and j.done_at is null and not j.topic
+      order by j.scheduled_at, j.id
+      limit c_most
+    ) running
+    join pgqueuetopia.jobs last on last.id = running.prefetched_to
+    where running.attempted_at >= coalesce(running.next_attempt_at, '-infinity')
+      and (p_job.scheduled_at, p_job.id) > (running.scheduled_at, running.id)
+      and (p_job.scheduled_at, p_job.id) <= (last.scheduled_at, last.id)
+  );
+end
+$$;
 
 -- End a pending job that is not running. Either nobody holds the lock of its queue (or its own, if it is a topic's), and nobody can take
 -- it while we decide, or a node holds it and the job's own row, which we lock, says whether it is the one
@@ -89,12 +112,7 @@ begin
   -- A node may have made it a topic's meanwhile, and it was the wrong lock that we tried.
   v_free := v_free and v_job.topic = v_topic;
   if not v_free
-    and v_job.claim > 0
-    and (
-      v_job.attempted_at >= coalesce(v_job.next_attempt_at, '-infinity')
-      -- Prefetched: it is about to be started.
-      or (v_job.attempted_at is null and v_job.attempted_by is not null and v_job.next_attempt_at is null)
-    )
+    and (v_job.attempted_at >= coalesce(v_job.next_attempt_at, '-infinity') or pgqueuetopia.is_prefetched(v_job))
   then
     return 'IN_PROGRESS';
   end if;

@@ -23,9 +23,9 @@ class Options:
     poll_interval: how often a node that hears nothing looks all the same, in seconds.
     concurrency: how many jobs a node runs at once.
     prefetch: how many jobs of one queue a node claims at once, where the last ones took a few milliseconds;
-        they run one after the other all the same. With more than 1 a hot queue of short jobs goes several
-        times as fast, and after a kill as many of its jobs as had just ended may run again. Not for Workers
-        and topics, and not while somebody listens to events.
+        they run one after the other all the same. With more than 1 queues of short jobs go up to twice as
+        fast, one hot queue many times, and after a kill as many of its jobs as had just ended may run again.
+        Not for Workers and topics, and not while somebody listens to events.
     on_exhausted: what follows the last failed attempt: "abandon" the job, or "block" its queue until an
         operator retries or abandons it.
     job_retention: how long a job is kept after it has ended; 0 removes it as it ends.

@@ -164,11 +164,6 @@ class Settlement:
         """Its node stopped; it is due now."""
         return cls(None, timedelta(0), attempt_spent=False)
 
-    @classmethod
-    def given_back(cls) -> "Settlement":
-        """It was prefetched and not started; it is as before."""
-        return cls(None, None, attempt_spent=False)
-
 
 Reply = Ok | Retrying | Moved | Err
 

@@ -199,8 +199,10 @@ class Repo:
     async def params(self, job_id: int) -> dict[str, Any]:
         return dict(rows.loaded(await self._value("params", job_id)))
 
-    async def persist(self, scope: str, columns: Sequence[Sequence[Any]], *, keep: bool) -> list[int]:
-        return list(await self._value("persist", scope, *columns, keep))
+    async def persist(
+        self, scope: str, node: str, columns: Sequence[Sequence[Any]], *, keep: bool
+    ) -> list[int]:
+        return list(await self._value("persist", scope, node, *columns, keep))
 
     async def write_progress(self, latest: Mapping[tuple[int, int], str]) -> None:
         """Progress as JSON, by a job's id and claim."""

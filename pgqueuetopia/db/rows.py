@@ -83,6 +83,7 @@ def job_of(row: asyncpg.Record) -> Job:
     """A job from a row of job_states."""
     values = dict(row.items())
     values["last_progress"] = values.pop("progress")
+    values.pop("prefetched_to", None)
     for name in ("params", "last_progress", "result", "failure_mode"):
         if values.get(name) is not None:
             values[name] = loaded(values[name])

@@ -191,7 +191,7 @@ class Session:
         everything: bool = True,
         queues_suspended: bool = True,
         starting: int = 0,
-        begun: Sequence[int] = (),
+        begun: Mapping[int, int | None] | None = None,
         careful: bool = False,
         lines: Lines | None = None,
     ) -> Stepped:
@@ -201,8 +201,9 @@ class Session:
         `everything`: scan the run queue from its start, and not from where the last step came to.
         `queues_suspended`: whether configs suspend single queues. `yielding`: which of their queues go on
         only where others need no room. `starting`: how many of the steps before have claimed jobs that have
-        not been started yet. `begun`: those that were prefetched and run by now. A `careful` step passes over
-        rows that somebody has locked; another one waits for them a little, and then becomes careful.
+        not been started yet. `begun`: of several that were claimed at once those that run by now, each with
+        the last that is prefetched behind it. A `careful` step passes over rows that somebody has locked;
+        another one waits for them a little, and then becomes careful.
         `lines`: the topics of this node.
         """
         ids, claims, *settlements = settlement_columns(ended, self.node)
@@ -228,7 +229,8 @@ class Session:
             *((None, None) if everything else self._front),
             *(lines.columns(self._topic_fronts) if lines else NO_LINES),
             *size_columns(ended),
-            begun,
+            list(begun or ()),
+            list(begun.values() if begun else ()),
         )
         self._front = row["priorities"], row["fronts"]
         self._topic_fronts = row["topic_fronts"]

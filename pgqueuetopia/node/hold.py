@@ -32,7 +32,7 @@ class Hold:
     claimed_at: datetime | None
     slot: int | None = None
     prefetched: deque[Job] = field(default_factory=deque)
-    # How many were claimed at once, and whether the server knows that this one runs.
+    # How many were claimed at once; whether the server knows which runs, and what is prefetched behind it.
     size: int = 1
     noted: bool = True
 
@@ -42,6 +42,11 @@ class Hold:
         if self.claimed_at is not None:
             _put_attempted_at(self.job, self.claimed_at + timedelta(seconds=now - self.began))
         return self.job
+
+    @property
+    def last(self) -> int | None:
+        """The last that was prefetched, by its id."""
+        return self.prefetched[-1].id if self.prefetched else None
 
     def is_late(self, now: float) -> bool:
         """Whether what has not been started is to be given back."""

@@ -248,7 +248,7 @@ class Node:
         with anyio.fail_after(GRACE):
             columns = settlement_columns(in_order(ended), self.name)
             keep = self._plan.keeps_finished_jobs
-            return len(await self._repo.persist(self._plan.scope, columns, keep=keep))
+            return len(await self._repo.persist(self._plan.scope, self.name, columns, keep=keep))
 
     def _start(self, jobs: asyncio.TaskGroup, job: Job, listener: Listener) -> None:
         jobs.create_task(self._execution.run(job, listener), name=f"job {job.id}")

@@ -31,7 +31,7 @@ RESCUE = 0.25
 HELD_UP_LOOK = 0.02
 # How long a node that has nothing else to do waits for claimed jobs to start, before it looks again.
 START_PATIENCE = LONG
-# Where more queues have jobs that ended, a step settles those of half of what is held.
+# Where more jobs have ended, a step settles those of half of the queues that are held, and at least as many.
 SHARE = 100
 # How many jobs a step claims at most of queues that are given several at once.
 MOST_IN_A_STEP = 1000
@@ -144,11 +144,11 @@ class Scheduler:
         return not (stopped or hold.is_late(now)) and self.session.is_fresh
 
     def _give_back(self, hold: Hold) -> None:
-        """What was prefetched is not started."""
+        """What was prefetched is not started; if a job of the hold runs on, the next step tells that."""
         for job in hold.prefetched:
             self._has_begun(job)
-            self.ended.append(Ended(job.queue, job, Settlement.given_back(), one_of_many=True))
         hold.prefetched.clear()
+        hold.noted = False
 
     def _give_back_late(self) -> None:
         now = time.monotonic()
@@ -185,14 +185,13 @@ class Scheduler:
         The jobs that it claims run while the step after it settles the other half.
         """
         queues = dict.fromkeys(one.queue for one in self.ended)
-        share = max(SHARE, (len(queues) + len(self.running) + 1) // 2)
-        taken = queues if self.plan.topics else dict.fromkeys(islice(queues, share))
-        if len(taken) == len(queues):
-            ended, self.ended = self.ended, []
-            return ended
-        ended = [one for one in self.ended if one.queue in taken]
-        self.ended = [one for one in self.ended if one.queue not in taken]
-        self.bell.ring()
+        if len(self.ended) > SHARE and not self.plan.topics:
+            half = (len(queues) + len(self.running) + 1) // 2
+            queues = dict.fromkeys(islice(queues, max(half, SHARE * len(queues) // len(self.ended))))
+        ended = [one for one in self.ended if one.queue in queues]
+        self.ended = [one for one in self.ended if one.queue not in queues]
+        if self.ended:
+            self.bell.ring()
         return ended
 
     def _unsettled(self) -> dict[str, None]:
@@ -228,7 +227,7 @@ class Scheduler:
             keep=self.plan.keeps_finished_jobs,
             queues_suspended=self.plan.per_queue_suspension,
             starting=self._count_starting(),
-            begun=[job.id for _, job in begun],
+            begun={job.id: hold.last for hold, job in begun},
             careful=now < self._careful_until,
             lines=self._lines(ended, room) if self.plan.topics else None,
         )

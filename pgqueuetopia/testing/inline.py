@@ -98,7 +98,8 @@ class _Line:
         app._take_configs(await app.repo.configs(app.scope))
         async with self.session.claimed(job_id) as job:
             await self._execution.run(job, listener)
-            saved = await app.repo.persist(app.scope, settlement_columns(listener.ended, NODE), keep=True)
+            columns = settlement_columns(listener.ended, NODE)
+            saved = await app.repo.persist(app.scope, NODE, columns, keep=True)
         for one in listener.ended if saved else ():
             if (hook := self._execution.hook(one)) is not None:
                 await hook

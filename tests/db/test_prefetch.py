@@ -2,17 +2,19 @@
 
 from datetime import timedelta
 
+import anyio
 import asyncpg
 import pytest
+from asyncpg.transaction import Transaction
 
 from pgqueuetopia import Cancelled, Job, Queuetopia
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Ended, Stepped, in_order, settlement_columns
+from pgqueuetopia.db.step import Ended, Stepped, settlement_columns
 from pgqueuetopia.outcome import SUCCEEDED, Failure, Settlement
 from tests.db import failpoints
 from tests.db.steps import done, ids, kill, look, rescued, sessions
 from tests.db.test_races import STEP_FAILPOINTS
-from tests.support import an_app
+from tests.support import an_app, eventually
 
 
 async def several(app: Queuetopia, session: Session, jobs: int = 4, **more: object) -> list[Job]:
@@ -31,8 +33,9 @@ def one(job: Job, settlement: Settlement = SUCCEEDED, size: int = 16) -> Ended:
     return Ended(job.queue, job, settlement, size=size, one_of_many=True)
 
 
-def back(job: Job) -> Ended:
-    return one(job, Settlement.given_back())
+def begun(job: Job, *prefetched: Job) -> dict[int, int | None]:
+    """The job that runs, with the last that is behind it."""
+    return {job.id: prefetched[-1].id if prefetched else None}
 
 
 async def test_only_the_first_has_started(dsn: str) -> None:
@@ -50,11 +53,12 @@ async def test_their_queue_is_looked_at_when_the_last_has_ended(dsn: str) -> Non
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
         jobs = await several(app, a)
         last = await app.create_job("q", "a")
-        stepped = await look(a, one(jobs[0]), one(jobs[1]), running=[jobs[2]], begun=[jobs[2].id])
+        stepped = await look(a, one(jobs[0]), one(jobs[1]), running=[jobs[2]], begun=begun(*jobs[2:]))
         assert stepped.claimed == []
         assert stepped.saved == {jobs[0].id, jobs[1].id}
         running = await app.get_job(jobs[2])
         assert (running.state, running.attempts) == ("executing", 1)
+        assert await app.cancel(jobs[3]) is Cancelled.IN_PROGRESS
         stepped = await look(a, one(jobs[2]), one(jobs[3]))
         assert ids(stepped) == [last.id]
         assert [(await app.get_job(job)).attempts for job in jobs] == [1] * 4
@@ -75,7 +79,7 @@ async def test_what_is_given_back_is_as_before_and_in_its_place(dsn: str) -> Non
     async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
         jobs = await several(app, a)
         before = await app.create_job("q", "a", scheduled_at=timedelta(hours=-1))
-        stepped = await look(a, one(jobs[0]), *map(back, jobs[1:]), room=0)
+        stepped = await look(a, one(jobs[0]), room=0)
         assert stepped.claimed == []
         stored = [await app.get_job(job) for job in jobs[1:]]
         assert [(job.attempts, job.attempted_at, job.attempted_by, job.state) for job in stored] == [
@@ -92,14 +96,14 @@ async def test_what_is_given_back_is_as_before_and_in_its_place(dsn: str) -> Non
 async def test_a_queue_goes_on_with_what_was_given_back_behind_a_success(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
         jobs = await several(app, a)
-        stepped = await look(a, *map(back, jobs[2:]), one(jobs[0]), one(jobs[1]))
+        stepped = await look(a, one(jobs[0]), one(jobs[1]))
         assert [job.id for job in jobs_of(stepped)] == [job.id for job in jobs[2:]]
 
 
 async def test_what_is_given_back_while_another_runs_waits_for_it(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
         jobs = await several(app, a)
-        stepped = await look(a, *map(back, jobs[1:]), running=jobs[:1])
+        stepped = await look(a, running=jobs[:1], begun=begun(jobs[0]))
         assert stepped.claimed == []
         assert await app.cancel(jobs[1]) is Cancelled.OK
         assert [job.id for job in jobs_of(await look(a, one(jobs[0])))] == [job.id for job in jobs[2:]]
@@ -109,7 +113,7 @@ async def test_nothing_overtakes_one_that_has_failed(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
         jobs = await several(app, a)
         failed = one(jobs[1], Settlement.retried(Failure("no"), timedelta(hours=1)))
-        stepped = await look(a, one(jobs[0]), failed, *map(back, jobs[2:]))
+        stepped = await look(a, one(jobs[0]), failed)
         assert stepped.claimed == []
         assert (await app.get_job(jobs[1])).attempts == 1
         await app.retry(jobs[1])
@@ -123,7 +127,7 @@ async def test_one_that_waited_runs_alone(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
         jobs = await several(app, a)
         again = one(jobs[0], Settlement.retried(Failure("no"), timedelta(0)))
-        stepped = await look(a, again, *map(back, jobs[1:]))
+        stepped = await look(a, again)
         assert ids(stepped) == [jobs[0].id]
 
 
@@ -144,8 +148,7 @@ async def test_what_is_not_due_and_what_is_large_is_not_prefetched(dsn: str) -> 
 async def test_no_more_than_asked_for(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
         jobs = await several(app, a, 8)
-        first, *rest = jobs
-        stepped = await look(a, one(first, size=3), *map(back, rest))
+        stepped = await look(a, one(jobs[0], size=3))
         assert [job.id for job in jobs_of(stepped)] == [job.id for job in jobs[1:4]]
 
 
@@ -198,9 +201,7 @@ async def test_a_node_that_dies_anywhere_in_a_step_of_several_loses_nothing(
     async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as [a, b]:
         jobs = await several(app, a)
         await app.create_jobs([{"queue": queue, "action": "a"} for queue in ("q", "q", "other")])
-        await failpoints.die_at(
-            racing_dsn, place, "a", look(a, *map(one, jobs[:2]), *map(back, jobs[2:]), begun=[])
-        )
+        await failpoints.die_at(racing_dsn, place, "a", look(a, *map(one, jobs[:2])))
         written = jobs[:2] if place == "committed" else []
         expected = [
             job.id for job in await app.list_jobs(queue="q") if job.id not in (1, *map(id_of, written))
@@ -230,36 +231,109 @@ async def test_one_that_comes_in_ahead_is_run_once_those_that_were_claimed_have_
 async def test_of_a_dead_nodes_jobs_the_one_that_it_told_of_has_spent_an_attempt(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
         jobs = await several(app, a)
-        await look(a, one(jobs[0]), running=[jobs[1]], begun=[jobs[1].id])
+        await look(a, one(jobs[0]), running=[jobs[1]], begun=begun(*jobs[1:]))
         await kill(dsn, "a")
         [again] = (await rescued(b)).claimed
         assert (again.id, again.attempts) == (jobs[1].id, 2)
         assert [(await app.get_job(job)).attempted_by for job in jobs[2:]] == [None, None]
 
 
-async def test_what_a_dead_node_may_have_started_waits_for_its_report(dsn: str) -> None:
-    """It may have started the first that was prefetched, and not have told."""
+async def test_what_a_dead_node_tells_late_counts_until_its_queue_is_taken(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
         jobs = await several(app, a)
-        await look(a, one(jobs[0]), running=[jobs[1]])
+        await look(a, one(jobs[0]), running=[jobs[1]], begun=begun(*jobs[1:]))
         await kill(dsn, "a")
+        first, second, third = jobs[1:]
+        assert await late(app, second) == [second.id]
+        assert (await app.get_job(second)).attempts == 1
         assert (await look(b)).claimed == [], "its node may not know yet that it was ended"
-        late = [one(jobs[1]), *map(back, jobs[2:])]
-        assert len(await app.repo.persist("Test", settlement_columns(in_order(late), "a"), keep=True)) == 3
-        assert (await app.get_job(jobs[1])).attempts == 1
-        assert ids(await rescued(b)) == [jobs[2].id]
+        assert await late(app, first, third) == [first.id], "it waits for this one's report alone"
+        assert ids(await rescued(b)) == [third.id]
 
 
-async def test_what_is_given_back_late_harms_nothing(dsn: str) -> None:
+async def late(app: Queuetopia, *jobs: Job) -> list[int]:
+    """Tell of jobs without a session, as node a; returns of which it counts."""
+    columns = settlement_columns([one(job) for job in jobs], "a")
+    return await app.repo.persist("Test", "a", columns, keep=True)
+
+
+async def test_each_run_of_a_job_has_a_larger_claim_though_nothing_is_written_to_what_is_prefetched(
+    dsn: str,
+) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
         jobs = await several(app, a)
         await kill(dsn, "a")
         [again] = (await rescued(b)).claimed
-        assert again.id == jobs[0].id
-        stepped = await look(b, Ended("q", again, SUCCEEDED, size=16))
-        columns = settlement_columns([back(job) for job in jobs[1:]], "a")
-        assert await app.repo.persist("Test", columns, keep=True) == []
-        assert [(await app.get_job(job)).attempted_by for job in jobs_of(stepped)] == ["b"] * 3
+        claimed = jobs_of(await look(b, Ended("q", again, SUCCEEDED, size=16)))
+        assert [job.id for job in claimed] == [job.id for job in jobs[1:]]
+        # The second is the head now, and was prefetched before.
+        assert [now.claim - before.claim for now, before in zip(claimed, jobs[1:], strict=True)] == [2, 1, 1]
+        assert await late(app, *jobs[1:]) == []
+
+
+async def test_of_two_that_a_dead_node_has_started_the_first_waits_for_its_report(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """The end of the first could not be written yet: somebody had locked it."""
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        first, second, *others = await several(app, a)
+        async with connection.transaction():
+            await connection.execute("select from pgqueuetopia.jobs where id = $1 for update", first.id)
+            stepped = await look(a, one(first), running=[second], begun=begun(second, *others))
+            assert stepped.busy == {first.id}
+        await kill(dsn, "a")
+        ran, stepped = [], await rescued(b)
+        assert (await app.get_job(second)).next_attempt_at is None
+        while stepped.claimed:
+            ran += [(job.id, job.attempts) for job in stepped.claimed]
+            stepped = await look(b, *map(done, stepped.claimed))
+        assert ran == [(first.id, 2), (second.id, 2), *((job.id, 1) for job in others)]
+
+
+async def test_who_has_looked_at_a_job_before_it_was_prefetched_cannot_cancel_it(racing_dsn: str) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a") as [a]:
+        await app.create_jobs([{"queue": "q", "action": "a"}] * 3)
+        [first] = (await look(a)).claimed
+        operator = await asyncpg.connect(racing_dsn, server_settings={"application_name": "x operator"})
+        answers: list[str] = []
+
+        async def cancel() -> None:
+            answers.append(await operator.fetchval("select pgqueuetopia.end_job('Test', 3, 'cancelled')"))
+
+        async with (
+            failpoints.stopping(racing_dsn, "queue tried", "operator") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(cancel)
+            await stop.reached()
+            assert len((await look(a, Ended("q", first, SUCCEEDED, size=16))).claimed) == 2
+            await stop.release()
+        await operator.close()
+        assert answers == ["IN_PROGRESS"]
+
+
+async def test_one_that_is_being_cancelled_is_not_prefetched(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        await app.create_jobs([{"queue": "q", "action": "a"}] * 4)
+        [first] = (await look(a)).claimed
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("select pgqueuetopia.end_job('Test', 3, 'cancelled')")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(commit_once_waited_for, dsn, transaction)
+            stepped = await look(a, Ended("q", first, SUCCEEDED, size=16))
+        assert [job.id for job in jobs_of(stepped)] == [2, 4]
+
+
+async def commit_once_waited_for(dsn: str, transaction: Transaction) -> None:
+    watcher = await asyncpg.connect(dsn)
+    await eventually(
+        lambda: watcher.fetch("select from pg_locks where locktype = 'transactionid' and not granted")
+    )
+    await watcher.close()
+    await transaction.commit()
 
 
 async def test_a_queue_is_not_looked_at_while_one_of_several_cannot_be_written(
@@ -267,7 +341,7 @@ async def test_a_queue_is_not_looked_at_while_one_of_several_cannot_be_written(
 ) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
         jobs = await several(app, a)
-        ended = [one(jobs[0]), one(jobs[1]), *map(back, jobs[2:])]
+        ended = [one(jobs[0]), one(jobs[1])]
         async with connection.transaction():
             await connection.execute("select from pgqueuetopia.jobs where id = $1 for update", jobs[0].id)
             stepped = await look(a, *ended)
@@ -287,27 +361,14 @@ async def test_a_topics_job_that_cannot_be_written_holds_no_queue_back(
     assert looked_at == ["q"]
 
 
-async def test_a_queue_whose_last_cannot_be_given_back_yet_is_looked_at_once_it_is(
-    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
-) -> None:
-    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
-        jobs = await several(app, a)
-        async with connection.transaction():
-            await connection.execute("select from pgqueuetopia.jobs where id = $1 for update", jobs[3].id)
-            stepped = await look(a, *map(one, jobs[:3]), back(jobs[3]))
-            assert stepped.claimed == []
-            assert stepped.busy == {jobs[3].id}
-        assert ids(await look(a, back(jobs[3]))) == [jobs[3].id]
-
-
 async def test_no_two_nodes_run_a_queue_of_which_several_are_claimed(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
         jobs = await several(app, a)
         assert (await look(b)).claimed == []
-        await look(a, one(jobs[0]), running=[jobs[1]], begun=[jobs[1].id])
+        await look(a, one(jobs[0]), running=[jobs[1]], begun=begun(*jobs[1:]))
         await app.create_job("q", "a")
         assert (await look(b)).claimed == []
-        await look(a, *map(back, jobs[2:]), running=[jobs[1]])
+        await look(a, running=[jobs[1]], begun=begun(jobs[1]))
         assert (await look(b)).claimed == []
 
 

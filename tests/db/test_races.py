@@ -275,7 +275,7 @@ async def test_the_report_of_a_node_that_lost_its_session_ends_the_wait_for_it(d
         await kill(dsn, "a")
         assert (await look(b)).claimed == []
         stopped = Ended(claimed.queue, claimed, Settlement.interrupted())
-        assert await app.repo.persist("Test", settlement_columns([stopped], "a"), keep=True) == [job.id]
+        assert await app.repo.persist("Test", "a", settlement_columns([stopped], "a"), keep=True) == [job.id]
         assert ids(await look(b)) == [job.id]
 
 
@@ -377,7 +377,7 @@ async def test_a_late_outcome_is_fenced_by_the_claim(dsn: str) -> None:
         await kill(dsn, "a")
         [again] = (await rescued(b)).claimed
         columns = settlement_columns([done(late)], "a")
-        assert await app.repo.persist("Test", columns, keep=True) == []
+        assert await app.repo.persist("Test", "a", columns, keep=True) == []
         assert (await app.get_job(late)).state == "executing"
         assert (await look(b, done(again))).saved == {again.id}
 
@@ -387,7 +387,9 @@ async def test_a_late_outcome_that_nobody_else_claimed_is_saved(dsn: str) -> Non
         await app.create_job("q", "a")
         [late] = (await look(a)).claimed
         await kill(dsn, "a")
-        assert await app.repo.persist("Test", settlement_columns([done(late)], "a"), keep=True) == [late.id]
+        assert await app.repo.persist("Test", "a", settlement_columns([done(late)], "a"), keep=True) == [
+            late.id
+        ]
         assert (await app.get_job(late)).state == "succeeded"
 
 

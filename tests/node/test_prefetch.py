@@ -150,16 +150,16 @@ async def test_a_local_pause_stops_a_queue_after_the_job_that_runs(dsn: str) -> 
         last = jobs[40]
         async with app.running():
             await eventually(lambda: last in performer.ids)
-            await eventually(lambda: is_free(app, jobs[41]))
+            await eventually(lambda: is_idle(app))
             assert performer.ids == jobs[:41]
             await app.resume(local=True)
             await until_all_is_done(app)
     assert performer.ids == jobs
 
 
-async def is_free(app: Queuetopia, job: int) -> bool:
-    """Whether nobody has claimed it, or it has been given back, and the jobs ahead of it are written."""
-    return (await app.get_job(job)).attempted_by is None and (await app.status()).executing == 0
+async def is_idle(app: Queuetopia) -> bool:
+    """Whether the jobs that have run are written."""
+    return (await app.status()).executing == 0
 
 
 async def test_plain_functions_and_many_queues_keep_their_order(dsn: str) -> None:
@@ -180,16 +180,16 @@ async def test_one_at_a_time_unless_asked_for(dsn: str) -> None:
     performer = Recorder()
     async with an_app(dsn, performer) as app:
         jobs = await fill(app, 60)
-        performer.answer = lambda job: looking_behind(app, jobs, job)
+        performer.answer = lambda job: cancel_next(app, jobs, job)
         async with app.running():
             await until_all_is_done(app)
-    assert performer.ids == jobs
+    assert performer.ids == [job for n, job in enumerate(jobs) if n % 10 != 1]
 
 
-async def looking_behind(app: Queuetopia, jobs: list[int], job: Job) -> None:
-    """Nobody has claimed what is behind this job."""
-    found = await app.list_jobs(queue="q", limit=60)
-    assert all(other.claim == 0 for other in found if other.id > job.id)
+async def cancel_next(app: Queuetopia, jobs: list[int], job: Job) -> None:
+    """Nobody has fetched what is behind every tenth job."""
+    if job.id in jobs[::10]:
+        assert await app.cancel(job.id + 1) is Cancelled.OK
 
 
 @pytest.mark.parametrize(

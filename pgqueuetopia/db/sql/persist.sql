@@ -1,6 +1,6 @@
 -- Write outcomes outside of step, for a node that has lost its session; the fence decides.
 select p.saved
 from pgqueuetopia.persist(
-  $1::text, $2::bigint[], $3::bigint[], $4::text[], $5::interval[], $6::boolean[], $7::jsonb[], $8::jsonb[],
-  $9::text[], '{}', '{}', '{}', null, $10::boolean, false
+  $1::text, $2::text, $3::bigint[], $4::bigint[], $5::text[], $6::interval[], $7::boolean[], $8::jsonb[], $9::jsonb[],
+  $10::text[], '{}', '{}', '{}', null, $11::boolean, false
 ) p
