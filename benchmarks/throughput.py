@@ -1,9 +1,11 @@
 """How many jobs a second does a node run, and do several, with a performer that does nothing?"""
 
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 import anyio
@@ -25,26 +27,30 @@ where scope = $1 and outcome = 'succeeded'
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """So many jobs over so many queues, so many at a time."""
+    """So many jobs over so many queues, so many at a time; if not kept they are deleted as they end."""
 
     jobs: int
     queues: int
     concurrency: int = 100
     prefetch: int = 1
     nodes: int = 1
+    keep: bool = True
 
     def __str__(self) -> str:
         queues = f"over {self.queues:,} queues" if self.queues > 1 else "in one queue"
         prefetch = f", prefetch={self.prefetch}" if self.prefetch > 1 else ""
         nodes = f", on {self.nodes} nodes" if self.nodes > 1 else ""
-        return f"{self.jobs:,} jobs {queues}, {min(self.concurrency, self.queues)} at a time{prefetch}{nodes}"
+        keep = "" if self.keep else ", job_retention=0"
+        at_once = min(self.concurrency, self.queues)
+        return f"{self.jobs:,} jobs {queues}, {at_once} at a time{prefetch}{keep}{nodes}"
 
 
 WORKLOADS = (
     Workload(10_000, 1_000),
     Workload(50_000, 1_000),
     Workload(50_000, 1_000, concurrency=500),
-    Workload(50_000, 1_000, concurrency=500, prefetch=16),
+    Workload(50_000, 1_000, prefetch=16),
+    Workload(50_000, 1_000, prefetch=16, keep=False),
     Workload(50_000, 1_000, nodes=4),
     Workload(50_000, 50_000),
     Workload(50_000, 100),
@@ -72,7 +78,9 @@ async def jobs_per_second(dsn: str, workload: Workload) -> float:
     if workload.nodes > 1:
         await _run_by_processes(dsn, workload)
     else:
-        await _run(dsn, workload)
+        seconds = await _run(dsn, workload)
+        if not workload.keep:
+            return workload.jobs / seconds
     async with connected(dsn) as connection:
         return workload.jobs / float(await connection.fetchval(SECONDS, SCOPE))
 
@@ -81,7 +89,8 @@ def _jobs(workload: Workload) -> list[NewJob]:
     return [NewJob(f"q{n % workload.queues}", "nothing") for n in range(workload.jobs)]
 
 
-async def _run(dsn: str, workload: Workload) -> None:
+async def _run(dsn: str, workload: Workload) -> float:
+    """Returns the seconds from the first start until the node has written all outcomes and left."""
     performer = Nothing(workload.jobs)
     app = Queuetopia(
         repo=Repo(dsn),
@@ -89,11 +98,14 @@ async def _run(dsn: str, workload: Workload) -> None:
         scope=SCOPE,
         concurrency=workload.concurrency,
         prefetch=workload.prefetch,
+        job_retention=Queuetopia.job_retention if workload.keep else timedelta(0),
     )
     await app.create_jobs(_jobs(workload))
     async with app.running():
         await performer.all_started.wait()
+    seconds = time.monotonic() - performer.began
     await app.close()
+    return seconds
 
 
 async def _run_by_processes(dsn: str, workload: Workload) -> None:
@@ -132,13 +144,15 @@ async def _is_drained(app: Queuetopia) -> bool:
 
 
 class Nothing(Performer):
-    """Does nothing, and knows when it has done it often enough."""
+    """Does nothing, and knows when it was first asked to, and when it has done it often enough."""
 
     def __init__(self, expected: int) -> None:
         self._missing = expected
+        self.began = 0.0
         self.all_started = anyio.Event()
 
     async def perform(self, job: Job) -> None:
+        self.began = self.began or time.monotonic()
         self._missing -= 1
         if not self._missing:
             self.all_started.set()
