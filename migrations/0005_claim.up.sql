@@ -69,6 +69,7 @@ create function pgqueuetopia.claim(
   p_check_suspension boolean,
   p_careful boolean,
   out claimed pgqueuetopia.claimed_job[],
+  out prefetched pgqueuetopia.claimed_job[],
   out again text[],
   out let_go text[],
   out skipped boolean,
@@ -181,7 +182,7 @@ begin
       limit 1
     ) j on true
   ),
-  prefetched as materialized (
+  behind as materialized (
     select l.id, b.jobs
     from look l
     cross join lateral (
@@ -228,7 +229,7 @@ begin
     from (
       select l.id, null as jobs from look l where l.due and (l.length > 1) is not true
       union all
-      select r.id, r.jobs from prefetched r
+      select b.id, b.jobs from behind b
     ) c
     where j.id = c.id
       and j.outcome is null
@@ -239,7 +240,7 @@ begin
       j.priority, j.timeout, j.max_backoff, j.max_attempts, j.scheduled_at, j.next_attempt_at,
       j.attempts, j.claim, j.attempted_at, j.attempted_by, j.errors, j.inserted_at, j.updated_at,
       j.failure_mode, j.reply, j.moved_from
-    )::pgqueuetopia.claimed_job as job, c.jobs as prefetched
+    )::pgqueuetopia.claimed_job as job, c.jobs as behind
   ),
   gone as (
     delete from pgqueuetopia.run_queue q
@@ -265,14 +266,14 @@ begin
       and (not l.due or (p_careful and l.id not in (select f.id from free f)))
   )
   select
-    coalesce((select array_agg(c.job) from claiming c), '{}')
-    || (select array_agg(p.job) from (select unnest(c.prefetched) as job from claiming c) p),
+    (select coalesce(array_agg(c.job), '{}') from claiming c),
+    (select array_agg(p.job) from (select unnest(c.behind) as job from claiming c) p),
     -- Due, but ended by somebody else in this very moment: still ours, to be looked at again.
     coalesce(array_agg(l.queue) filter (where l.due and not p_careful), '{}'),
     coalesce(array_agg(l.queue) filter (where not l.due or p_careful), '{}'),
     coalesce(bool_or(l.due and p_careful), false),
     (select count(*) from look) - count(*)
-  into claimed, again, let_go, skipped, held
+  into claimed, prefetched, again, let_go, skipped, held
   from look l
   where l.queue not in (select c.queue from claiming c);
 end

@@ -140,6 +140,8 @@ create procedure pgqueuetopia.step(
   p_held_ids bigint[],
   p_held_ended boolean[],
   inout claimed pgqueuetopia.claimed_job[],
+  -- what is to be run behind them (see claim)
+  inout prefetched pgqueuetopia.claimed_job[],
   -- the slots of the jobs of topics, which come last in claimed
   inout slots integer[],
   inout saved bigint[],
@@ -263,13 +265,14 @@ begin
       -- Those that go on come first; what they leave of the room is for others; a queue whose slice is over
       -- goes on only where that is not needed.
       claimed := '{}';
+      prefetched := null;
       again := '{}';
       v_let_go := '{}';
       v_skipped := false;
       v_held := 0;
       if cardinality(v_queues) > 0 or p_room = 0 then
         -- Without room when a session opens, too: that makes the plan.
-        select c.* into claimed, again, v_let_go, v_skipped, v_held from pgqueuetopia.claim(
+        select c.* into claimed, prefetched, again, v_let_go, v_skipped, v_held from pgqueuetopia.claim(
           p_scope, p_node, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, false, p_avoid, '{}', 0,
           suspended or not v_may_start, v_some_queue_suspended, v_careful
         ) c;
@@ -299,8 +302,10 @@ begin
         end if;
       end if;
       if cardinality(v_acquired) > 0 or cardinality(p_yielding) > 0 then
-        select step.claimed || c.claimed, step.again || c.again, v_let_go || c.let_go, c.skipped
-        into claimed, again, v_let_go, v_skipped_too
+        select
+          step.claimed || c.claimed, step.prefetched || c.prefetched, step.again || c.again, v_let_go || c.let_go,
+          c.skipped
+        into claimed, prefetched, again, v_let_go, v_skipped_too
         from pgqueuetopia.claim(
           p_scope, p_node, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, true, p_avoid, v_acquired,
           v_room - cardinality(v_acquired), suspended or not v_may_start, v_some_queue_suspended, v_careful
@@ -316,7 +321,6 @@ begin
         perform pgqueuetopia.tell(p_scope, array(
           select json_build_array('started', c.id, c.queue, c.attempts, null)::text
           from unnest(claimed) c
-          where c.attempted_at is not null
         ));
       end if;
       careful := cardinality(busy) > 0 or v_skipped or v_skipped_too

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 from pydantic_core import from_json
@@ -15,6 +15,8 @@ from pgqueuetopia.outcome import Failure
 # PostgreSQL's infinity, as asyncpg gives it: a job that waits for an operator.
 NEVER = datetime.max.replace(tzinfo=UTC)
 LONGEST_MESSAGE = 2_000
+
+Row: TypeAlias = asyncpg.Record
 LONGEST_TRACEBACK = 8_000
 
 # The columns of pgqueuetopia.claimed_job, in their order, and what is known of a job that was just claimed.

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 import asyncpg
@@ -45,6 +46,8 @@ class Stepped:
     """What a step did, and when to look again."""
 
     claimed: list[Job]
+    # What is to be run behind them, by its queue and in its order: rows, each made a job when its turn comes.
+    prefetched: dict[str, list[rows.Row]]
     # Of the jobs of topics, which come last in claimed.
     slots: list[int]
     saved: frozenset[int]
@@ -95,6 +98,7 @@ def stepped_of(row: asyncpg.Record, scope: str) -> Stepped:
             *[rows.claimed_job_of(job, scope) for job in claimed[:blocking]],
             *[rows.topic_job_of(job, scope) for job in claimed[blocking:]],
         ],
+        prefetched=prefetched_of(row["prefetched"] or ()),
         slots=slots,
         saved=frozenset(row["saved"]),
         busy=frozenset(row["busy"]),
@@ -110,6 +114,16 @@ def stepped_of(row: asyncpg.Record, scope: str) -> Stepped:
         horizon=row["horizon"],
         snapshot=row["snapshot"],
     )
+
+
+def prefetched_of(claimed: Iterable[rows.Row]) -> dict[str, list[rows.Row]]:
+    """Of each queue what was prefetched, in its order."""
+    found: dict[str, list[rows.Row]] = {}
+    for row in claimed:
+        found.setdefault(row["queue"], []).append(row)
+    for some in found.values():
+        some.sort(key=itemgetter("scheduled_at", "id"))
+    return found
 
 
 def settlement_columns(ended: Sequence[Ended], node: str) -> tuple[list[Any], ...]:

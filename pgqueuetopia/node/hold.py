@@ -1,10 +1,10 @@
 """A queue, or a slot of one, that is held while its jobs run, one after the other."""
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from pgqueuetopia.db.rows import Row, claimed_job_of
 from pgqueuetopia.job import Job
 from pgqueuetopia.slices import Slice
 
@@ -31,14 +31,15 @@ class Hold:
     snapshot: str
     claimed_at: datetime | None
     slot: int | None = None
-    prefetched: deque[Job] = field(default_factory=deque)
+    prefetched: deque[Row] = field(default_factory=deque)
     # How many were claimed at once; whether the server knows which runs, and what is prefetched behind it.
     size: int = 1
     noted: bool = True
 
     def go_on(self, now: float) -> Job:
         """The next job is run."""
-        self.job, self.since, self.noted = self.prefetched.popleft(), now, False
+        self.job = claimed_job_of(self.prefetched.popleft(), self.job.scope)
+        self.since, self.noted = now, False
         if self.claimed_at is not None:
             _put_attempted_at(self.job, self.claimed_at + timedelta(seconds=now - self.began))
         return self.job
@@ -46,7 +47,7 @@ class Hold:
     @property
     def last(self) -> int | None:
         """The last that was prefetched, by its id."""
-        return self.prefetched[-1].id if self.prefetched else None
+        return self.prefetched[-1]["id"] if self.prefetched else None
 
     def is_late(self, now: float) -> bool:
         """Whether what has not been started is to be given back."""
@@ -58,14 +59,3 @@ class Hold:
         if took < SHORT:
             return 2 * self.size
         return self.size if took < LONG else max(1, self.size // 2)
-
-
-def by_queue(jobs: Iterable[Job]) -> Iterable[list[Job]]:
-    """What was claimed of each queue, in its order."""
-    found: dict[str, list[Job]] = {}
-    for job in jobs:
-        found.setdefault(job.queue, []).append(job)
-    for some in found.values():
-        if len(some) > 1:
-            some.sort(key=lambda job: (job.scheduled_at, job.id))
-    return found.values()

@@ -15,7 +15,7 @@ from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, Lines, Stepped, in_order
 from pgqueuetopia.job import Job
 from pgqueuetopia.node.bell import Bell
-from pgqueuetopia.node.hold import LONG, Hold, by_queue
+from pgqueuetopia.node.hold import LONG, Hold
 from pgqueuetopia.node.plan import Plan
 from pgqueuetopia.node.room import Room
 from pgqueuetopia.outcome import Settlement
@@ -105,12 +105,12 @@ class Scheduler:
         False in a process that was frozen since the job was claimed: its queue may run elsewhere. The last
         thing before the performer, for a process may be frozen between any two.
         """
-        self._has_begun(job)
+        self._has_begun(job.id)
         return self.session.is_fresh
 
     def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
         """A job has ended: have it written, and the next of its queue started, or the queue looked at."""
-        self._has_begun(job)
+        self._has_begun(job.id)
         now = time.monotonic()
         hold = self.running[_key(job)]
         self._has_news = True
@@ -145,8 +145,8 @@ class Scheduler:
 
     def _give_back(self, hold: Hold) -> None:
         """What was prefetched is not started; if a job of the hold runs on, the next step tells that."""
-        for job in hold.prefetched:
-            self._has_begun(job)
+        for row in hold.prefetched:
+            self._has_begun(row["id"])
         hold.prefetched.clear()
         hold.noted = False
 
@@ -269,10 +269,14 @@ class Scheduler:
         self._look_again_at_lost(ended, stepped)
         self.ended += [Ended(queue=queue) for queue in stepped.again]
         slices = {one.queue: one.slice for one in ended}
-        self.starting.append({job.id for job in stepped.claimed})
+        behind = stepped.prefetched
+        starting = {job.id for job in stepped.claimed}
+        starting.update(row["id"] for some in behind.values() for row in some)
+        self.starting.append(starting)
         blocking = len(stepped.claimed) - len(stepped.slots)
-        for job, *prefetched in by_queue(stepped.claimed[:blocking]):
+        for job in stepped.claimed[:blocking]:
             slice_ = slices.get(job.queue)
+            prefetched = deque(behind.get(job.queue, ()))
             self.running[job.queue] = Hold(
                 job,
                 now,
@@ -280,9 +284,8 @@ class Scheduler:
                 slice_ if slice_ and not slice_.is_over(now) else Slice(now),
                 stepped.snapshot,
                 job.attempted_at,
-                prefetched=deque(prefetched),
+                prefetched=prefetched,
                 size=1 + len(prefetched),
-                noted=job.attempted_at is not None,
             )
             self._start(job)
         for job, slot in zip(stepped.claimed[blocking:], stepped.slots, strict=True):
@@ -326,10 +329,10 @@ class Scheduler:
         else:
             self.start(job)
 
-    def _has_begun(self, job: Job) -> None:
+    def _has_begun(self, job_id: int) -> None:
         """May be called by any thread."""
         for ids in self.starting:
-            ids.discard(job.id)
+            ids.discard(job_id)
 
     def _count_starting(self) -> int:
         """Of how many steps some jobs have not been started yet."""

@@ -8,6 +8,6 @@ call pgqueuetopia.step(
   $21::integer,
   $25::text[], $26::integer[], $27::integer[], $28::timestamptz[], $29::text[], $30::integer[], $31::bigint[],
   $32::boolean[],
-  null, null, null, null, null, null, null, $22::boolean, null, null,
+  null, null, null, null, null, null, null, null, $22::boolean, null, null,
   $23::integer[], $24::timestamptz[], $33::text, null, null, null
 )
