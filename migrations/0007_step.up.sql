@@ -69,7 +69,7 @@ begin
     order by q.queue, q.place desc nulls last, q.id desc nulls last
   ) q
   -- A topic's job has no queue here.
-  where q.queue <> all (array_remove(p_others, null));
+  where q.queue not in (select o.queue from unnest(p_others) o (queue) where o.queue is not null);
 end
 $$;
 

@@ -185,7 +185,7 @@ MUTANTS = [
     Mutant(
         "a queue is looked at while another of its prefetched jobs runs, or cannot be written",
         STEP,
-        "  where q.queue <> all (array_remove(p_others, null));\n",
+        "  where q.queue not in (select o.queue from unnest(p_others) o (queue) where o.queue is not null);\n",
         "  ;\n",
         f"{PREFETCH}::test_their_queue_is_looked_at_when_the_last_has_ended",
     ),
