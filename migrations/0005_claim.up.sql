@@ -12,8 +12,8 @@ begin
 end
 $$;
 
--- What a node needs of a job to run it. Params of more than 64 kB (compressed) are left out, to be
--- fetched by whoever runs the job: a hundred large ones at once would not fit into one answer.
+-- What a node needs of a job to run it, besides its own name. What has its usual value is null, for each value costs
+-- as much on its way as to find the job: pgqueuetopia/db/rows.py knows the usual ones.
 create type pgqueuetopia.claimed_job as (
   id bigint,
   queue text,
@@ -28,7 +28,6 @@ create type pgqueuetopia.claimed_job as (
   attempts integer,
   claim bigint,
   attempted_at timestamptz,
-  attempted_by text,
   errors jsonb,
   inserted_at timestamptz,
   updated_at timestamptz,
@@ -36,6 +35,28 @@ create type pgqueuetopia.claimed_job as (
   reply boolean,
   moved_from bigint
 );
+
+-- A job as a node gets it that runs it, its attempts and so many more being counted. Params of more than 64 kB (compressed)
+-- are left out, to be fetched by whoever runs the job: a hundred large ones at once would not fit into one answer.
+create function pgqueuetopia.as_claimed(j pgqueuetopia.jobs, more_attempts integer) returns pgqueuetopia.claimed_job
+language sql stable
+return row(
+  j.id, j.queue, j.action,
+  case when pg_column_size(j.params) <= 65536 then j.params end,
+  nullif(j.priority, 0),
+  nullif(j.timeout, interval '60 seconds'),
+  nullif(j.max_backoff, interval '1 day'),
+  nullif(j.max_attempts, 20),
+  j.scheduled_at, j.next_attempt_at,
+  nullif(j.attempts + more_attempts, 1),
+  j.claim, j.attempted_at,
+  nullif(j.errors, '[]'),
+  nullif(j.inserted_at, j.scheduled_at),
+  nullif(j.updated_at, j.inserted_at),
+  j.failure_mode,
+  nullif(j.reply, false),
+  j.moved_from
+)::pgqueuetopia.claimed_job;
 
 -- Look at the heads of queues that this session has locked, in a new snapshot, and claim those that are
 -- due. Rows of a queue without a due head go in the same statement, so that a job which commits now is
@@ -195,12 +216,7 @@ begin
             and m.next_attempt_at is null
             and pg_column_size(m.params) <= c_long_params
           ) over (order by m.scheduled_at, m.id rows unbounded preceding) as is_next,
-          row(
-            m.id, m.queue, m.action, m.params,
-            m.priority, m.timeout, m.max_backoff, m.max_attempts, m.scheduled_at, m.next_attempt_at,
-            m.attempts + 1, m.claim, null, p_node, m.errors, m.inserted_at, m.updated_at,
-            m.failure_mode, m.reply, m.moved_from
-          )::pgqueuetopia.claimed_job as job
+          pgqueuetopia.as_claimed(m, 1) as job
         from (
           select * from pgqueuetopia.jobs m
           where m.scope = p_scope and m.queue = l.queue and m.done_at is null and not m.topic
@@ -234,13 +250,7 @@ begin
     where j.id = c.id
       and j.outcome is null
       and (not p_careful or j.id in (select f.id from free f))
-    returning j.queue, row(
-      j.id, j.queue, j.action,
-      case when pg_column_size(j.params) <= 65536 then j.params end,
-      j.priority, j.timeout, j.max_backoff, j.max_attempts, j.scheduled_at, j.next_attempt_at,
-      j.attempts, j.claim, j.attempted_at, j.attempted_by, j.errors, j.inserted_at, j.updated_at,
-      j.failure_mode, j.reply, j.moved_from
-    )::pgqueuetopia.claimed_job as job, c.jobs as behind
+    returning j.queue, pgqueuetopia.as_claimed(j, 0) as job, c.jobs as behind
   ),
   gone as (
     delete from pgqueuetopia.run_queue q

@@ -325,13 +325,7 @@ begin
       and j.outcome is null
       and coalesce(j.next_attempt_at, '-infinity') <= v_now
       and (not p_careful or j.id in (select f.id from free f))
-    returning c.n, c.slot, row(
-      j.id, j.queue, j.action,
-      case when pg_column_size(j.params) <= 65536 then j.params end,
-      j.priority, j.timeout, j.max_backoff, j.max_attempts, j.scheduled_at, j.next_attempt_at,
-      j.attempts, j.claim, j.attempted_at, j.attempted_by, j.errors, j.inserted_at, j.updated_at,
-      j.failure_mode, j.reply, j.moved_from
-    )::pgqueuetopia.claimed_job as job
+    returning c.n, c.slot, pgqueuetopia.as_claimed(j, 0) as job
   )
   select coalesce(array_agg(s.job order by s.n), '{}'), coalesce(array_agg(s.slot order by s.n), '{}')
   into claimed, slots
@@ -359,11 +353,7 @@ as $$
     select c.topic, c.slot, c.id from unnest((p_line).topics, (p_line).slots, (p_line).ids) c (topic, slot, id)
   ),
   started (topic, slot, id) as materialized (
-    select s.queue, s.slot, s.id
-    from rows from (unnest(p_started), unnest(p_started_slots)) s (
-      id, queue, action, params, priority, timeout, max_backoff, max_attempts, scheduled_at, next_attempt_at, attempts, claim,
-      attempted_at, attempted_by, errors, inserted_at, updated_at, failure_mode, reply, moved_from, slot
-    )
+    select s.queue, p_started_slots[s.ordinality], s.id from unnest(p_started) with ordinality s
   )
   select pg_advisory_unlock(f.key)
   from (

@@ -319,7 +319,7 @@ begin
       claimed := claimed || v_started;
       if cardinality(claimed) > 0 and pgqueuetopia.is_listened_to(p_scope) then
         perform pgqueuetopia.tell(p_scope, array(
-          select json_build_array('started', c.id, c.queue, c.attempts, null)::text
+          select json_build_array('started', c.id, c.queue, coalesce(c.attempts, 1), null)::text
           from unnest(claimed) c
         ));
       end if;

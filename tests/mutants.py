@@ -185,8 +185,8 @@ MUTANTS = [
     Mutant(
         "a queue is looked at while another of its prefetched jobs runs, or cannot be written",
         STEP,
-        "  where q.queue not in (select o.queue from unnest(p_others) o (queue) where o.queue is not null);\n",
-        "  ;\n",
+        "where q.queue not in (select o.queue from unnest(p_others) o (queue) where o.queue is not null);\n",
+        ";\n",
         f"{PREFETCH}::test_their_queue_is_looked_at_when_the_last_has_ended",
     ),
     Mutant(
@@ -195,6 +195,13 @@ MUTANTS = [
         "where b.id = any (busy)",
         "where false",
         f"{PREFETCH}::test_a_queue_is_not_looked_at_while_one_of_several_cannot_be_written",
+    ),
+    Mutant(
+        "a node takes another value for the usual one",
+        CLAIM,
+        "nullif(j.max_backoff, interval '1 day')",
+        "nullif(j.max_backoff, interval '2 days')",
+        "tests/db/test_claimed.py::test_one_of_a_topic",
     ),
     Mutant(
         "two runs of a job that was prefetched have the same claim",

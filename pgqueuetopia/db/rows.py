@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -19,66 +19,80 @@ LONGEST_MESSAGE = 2_000
 Row: TypeAlias = asyncpg.Record
 LONGEST_TRACEBACK = 8_000
 
-# The columns of pgqueuetopia.claimed_job, in their order, and what is known of a job that was just claimed.
-CLAIMED = (
-    "id",
-    "queue",
-    "action",
-    "params",
-    "priority",
-    "timeout",
-    "max_backoff",
-    "max_attempts",
-    "scheduled_at",
-    "next_attempt_at",
-    "attempts",
-    "claim",
-    "attempted_at",
-    "attempted_by",
-    "errors",
-    "inserted_at",
-    "updated_at",
-    "failure_mode",
-    "reply",
-    "moved_from",
-    "last_progress",
-    "result",
-    "done_at",
-    "outcome",
-    "state",
-    "topic",
-    "launched_at",
-    "key",
-    "scope",
-)
-RUNS = (None, None, None, None, "executing", False, None, None)
+# The columns of pgqueuetopia.claimed_job, in their order, with what null stands for there.
+CLAIMED: dict[str, Any] = {
+    "id": None,
+    "queue": None,
+    "action": None,
+    "params": None,
+    "priority": 0,
+    "timeout": timedelta(seconds=60),
+    "max_backoff": timedelta(days=1),
+    "max_attempts": 20,
+    "scheduled_at": None,
+    "next_attempt_at": None,
+    "attempts": 1,
+    "claim": None,
+    "attempted_at": None,
+    "errors": (),
+    # As scheduled_at, and as inserted_at.
+    "inserted_at": None,
+    "updated_at": None,
+    "failure_mode": None,
+    "reply": False,
+    "moved_from": None,
+}
+# And what is known of a job that was just claimed.
+RUNS: dict[str, Any] = {
+    "last_progress": None,
+    "result": None,
+    "done_at": None,
+    "outcome": None,
+    "state": "executing",
+    "topic": False,
+    "launched_at": None,
+    "key": None,
+}
 # Job's own constructor takes 5 µs, for it is frozen: a sixth of what a claim costs a node.
-_PUT = tuple(getattr(Job, name).__set__ for name in CLAIMED)
-_PUT_PARAMS, _PUT_NEXT, _PUT_ERRORS, _PUT_MODE, _PUT_TOPIC = (
-    _PUT[CLAIMED.index(n)] for n in ("params", "next_attempt_at", "errors", "failure_mode", "topic")
-)
+_put = {one.name: getattr(Job, one.name).__set__ for one in fields(Job)}
+_CLAIMED = [(_put[name], usual) for name, usual in CLAIMED.items()]
+_put_scope, _put_node, _put_params = _put["scope"], _put["attempted_by"], _put["params"]
+_put_inserted, _put_updated = _put["inserted_at"], _put["updated_at"]
+_RUNS = [(_put[name], value) for name, value in RUNS.items()]
 
 
-def topic_job_of(row: asyncpg.Record, scope: str) -> Job:
+def topic_job_of(row: Row, scope: str, node: str) -> Job:
     """A topic's job from a claimed_job."""
-    job = claimed_job_of(row, scope)
-    _PUT_TOPIC(job, True)
+    job = claimed_job_of(row, scope, node)
+    _put["topic"](job, True)
     return job
 
 
-def claimed_job_of(row: asyncpg.Record, scope: str) -> Job:
-    """A job from a claimed_job."""
+def claimed_job_of(row: Row, scope: str, node: str) -> Job:
+    """A job that a node has claimed, from a claimed_job."""
     job = object.__new__(Job)
-    for put, value in zip(_PUT, (*row, *RUNS, scope), strict=True):
+    for (put, usual), value in zip(_CLAIMED, row, strict=True):
+        put(job, usual if value is None else value)
+    for put, value in _RUNS:
         put(job, value)
+    _put_scope(job, scope)
+    _put_node(job, node)
     if job.params is not None:
-        _PUT_PARAMS(job, loaded(job.params))
-    _PUT_ERRORS(job, () if row["errors"] == "[]" else tuple(loaded(row["errors"])))
-    if job.next_attempt_at == NEVER:
-        _PUT_NEXT(job, None)
-    if job.failure_mode is not None:
-        _PUT_MODE(job, loaded(job.failure_mode))
+        _put_params(job, loaded(job.params))
+    _put_inserted(job, row["inserted_at"] or job.scheduled_at)
+    _put_updated(job, row["updated_at"] or job.inserted_at)
+    if job.errors or job.next_attempt_at is not None or job.failure_mode is not None:
+        _put_what_is_rare(job)
     return job
+
+
+def _put_what_is_rare(job: Job) -> None:
+    if job.errors:
+        _put["errors"](job, tuple(loaded(job.errors)))
+    if job.next_attempt_at == NEVER:
+        _put["next_attempt_at"](job, None)
+    if job.failure_mode is not None:
+        _put["failure_mode"](job, loaded(job.failure_mode))
 
 
 def job_of(row: asyncpg.Record) -> Job:

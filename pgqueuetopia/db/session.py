@@ -234,7 +234,7 @@ class Session:
         )
         self._front = row["priorities"], row["fronts"]
         self._topic_fronts = row["topic_fronts"]
-        stepped = stepped_of(row, self.scope)
+        stepped = stepped_of(row, self.scope, self.node)
         self._unstarted = starting + bool(stepped.claimed)
         return stepped
 

@@ -89,14 +89,14 @@ class Lines:
 NO_LINES = (None,) * 9
 
 
-def stepped_of(row: asyncpg.Record, scope: str) -> Stepped:
+def stepped_of(row: asyncpg.Record, scope: str, node: str) -> Stepped:
     """What a step did, from the row that it returned."""
     claimed, slots = row["claimed"], row["slots"]
     blocking = len(claimed) - len(slots)
     return Stepped(
         claimed=[
-            *[rows.claimed_job_of(job, scope) for job in claimed[:blocking]],
-            *[rows.topic_job_of(job, scope) for job in claimed[blocking:]],
+            *[rows.claimed_job_of(job, scope, node) for job in claimed[:blocking]],
+            *[rows.topic_job_of(job, scope, node) for job in claimed[blocking:]],
         ],
         prefetched=prefetched_of(row["prefetched"] or ()),
         slots=slots,

@@ -38,7 +38,7 @@ class Hold:
 
     def go_on(self, now: float) -> Job:
         """The next job is run."""
-        self.job = claimed_job_of(self.prefetched.popleft(), self.job.scope)
+        self.job = claimed_job_of(self.prefetched.popleft(), self.job.scope, str(self.job.attempted_by))
         self.since, self.noted = now, False
         if self.claimed_at is not None:
             _put_attempted_at(self.job, self.claimed_at + timedelta(seconds=now - self.began))

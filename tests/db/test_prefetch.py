@@ -27,11 +27,12 @@ async def several(app: Queuetopia, session: Session, jobs: int = 4, **more: obje
 
 def jobs_of(stepped: Stepped) -> list[Job]:
     """Those that start now, and behind each what was prefetched."""
-    return [
-        job
-        for first in stepped.claimed
-        for job in (first, *(claimed_job_of(row, "Test") for row in stepped.prefetched.get(first.queue, ())))
-    ]
+    return [job for first in stepped.claimed for job in (first, *behind(first, stepped))]
+
+
+def behind(first: Job, stepped: Stepped) -> list[Job]:
+    rows = stepped.prefetched.get(first.queue, [])
+    return [claimed_job_of(row, "Test", str(first.attempted_by)) for row in rows]
 
 
 def one(job: Job, settlement: Settlement = SUCCEEDED, size: int = 16) -> Ended:

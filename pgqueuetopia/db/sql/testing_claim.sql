@@ -1,5 +1,5 @@
 -- Claim one job, due or not, of a queue that this session has locked, as claim() does (0005). A wait is over, and a
--- job that waits for an operator begins anew; the columns are those of claimed_job.
+-- job that waits for an operator begins anew.
 update pgqueuetopia.jobs j
 set
   claim = j.claim + 1,
@@ -8,7 +8,4 @@ set
   attempted_at = statement_timestamp(),
   attempted_by = $3::text
 where j.scope = $1::text and j.id = $2::bigint and j.outcome is null
-returning
-  j.id, j.queue, j.action, j.params, j.priority, j.timeout, j.max_backoff, j.max_attempts, j.scheduled_at,
-  j.next_attempt_at, j.attempts, j.claim, j.attempted_at, j.attempted_by, j.errors, j.inserted_at, j.updated_at,
-  j.failure_mode, j.reply, j.moved_from
+returning pgqueuetopia.as_claimed(j, 0) as job
