@@ -317,12 +317,13 @@ end
 $$;
 
 -- Remove the rows that came in behind jobs that run on, as acquire does, and those of the queues from which this step
--- has claimed: what its snapshot sees was seen by the look, too.
+-- has claimed: what its snapshot sees was seen by the look, too. (In plpgsql, and not in SQL: its plan is kept.)
 create function pgqueuetopia.tidy(
   p_scope text, p_running text[], p_claimed_at timestamptz[], p_claimed text[], p_snapshot text
 ) returns void
-language sql
+language plpgsql
 as $$
+begin
   delete from pgqueuetopia.run_queue q
   where q.id = any (array(
     select r.id
@@ -343,7 +344,8 @@ as $$
       order by r.xid
       for update skip locked
     ) r
-  ))
+  ));
+end
 $$;
 
 -- Unlock everything but these queues, slots and jobs: after an error, for an advisory lock survives a rollback.

@@ -344,25 +344,28 @@ create function pgqueuetopia.let_go_of_slots(
   p_started pgqueuetopia.claimed_job[],
   p_started_slots integer[]
 ) returns void
-language sql
+language plpgsql
 as $$
-  with held (topic, slot, id) as materialized (
-    select h.topic, h.slot, h.id from unnest(p_held_topics, p_held_slots, p_held_ids, p_held_ended) h (topic, slot, id, ended)
-    where h.ended
-    union
-    select c.topic, c.slot, c.id from unnest((p_line).topics, (p_line).slots, (p_line).ids) c (topic, slot, id)
-  ),
-  started (topic, slot, id) as materialized (
-    select s.queue, p_started_slots[s.ordinality], s.id from unnest(p_started) with ordinality s
-  )
-  select pg_advisory_unlock(f.key)
+begin
+  perform pg_advisory_unlock(f.key)
   from (
+    with held (topic, slot, id) as materialized (
+      select h.topic, h.slot, h.id
+      from unnest(p_held_topics, p_held_slots, p_held_ids, p_held_ended) h (topic, slot, id, ended)
+      where h.ended
+      union
+      select c.topic, c.slot, c.id from unnest((p_line).topics, (p_line).slots, (p_line).ids) c (topic, slot, id)
+    ),
+    started (topic, slot, id) as materialized (
+      select s.queue, p_started_slots[s.ordinality], s.id from unnest(p_started) with ordinality s
+    )
     select pgqueuetopia.lock_key('job', p_scope, f.id::text) as key
     from (select h.id from held h except select s.id from started s) f
     union all
     select pgqueuetopia.lock_key('slot', p_scope, f.topic || chr(31) || f.slot)
     from (select h.topic, h.slot from held h except select s.topic, s.slot from started s) f
-  ) f
+  ) f;
+end
 $$;
 
 -- When the next job of these topics that is not due yet will be, in seconds from now; null if none.
