@@ -15,9 +15,9 @@ from pgqueuetopia.outcome import Failure
 # PostgreSQL's infinity, as asyncpg gives it: a job that waits for an operator.
 NEVER = datetime.max.replace(tzinfo=UTC)
 LONGEST_MESSAGE = 2_000
+LONGEST_TRACEBACK = 8_000
 
 Row: TypeAlias = asyncpg.Record
-LONGEST_TRACEBACK = 8_000
 
 # The columns of pgqueuetopia.claimed_job, in their order, with what null stands for there.
 CLAIMED: dict[str, Any] = {
@@ -55,9 +55,9 @@ RUNS: dict[str, Any] = {
 }
 # Job's own constructor takes 5 µs, for it is frozen: a sixth of what a claim costs a node.
 _put = {one.name: getattr(Job, one.name).__set__ for one in fields(Job)}
-_CLAIMED = [(_put[name], usual) for name, usual in CLAIMED.items()]
 _put_scope, _put_node, _put_params = _put["scope"], _put["attempted_by"], _put["params"]
 _put_inserted, _put_updated = _put["inserted_at"], _put["updated_at"]
+_CLAIMED = [(_put[name], usual) for name, usual in CLAIMED.items()]
 _RUNS = [(_put[name], value) for name, value in RUNS.items()]
 
 

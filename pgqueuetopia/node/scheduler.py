@@ -33,7 +33,7 @@ HELD_UP_LOOK = 0.02
 START_PATIENCE = LONG
 # Where more jobs have ended, a step settles those of half of the queues that are held, and at least as many.
 SHARE = 100
-# How many jobs a step claims at most of queues that are given several at once.
+# How many jobs a step claims at most of queues that are given several at once (is_prefetched knows it).
 MOST_IN_A_STEP = 1000
 # How long a node stays careful after it met rows that somebody has locked.
 CAREFUL = 5.0
