@@ -60,7 +60,8 @@ def done(job: Job) -> Ended:
 
 
 def ids(stepped: Stepped) -> list[int]:
-    return sorted(job.id for job in stepped.claimed)
+    behind = (row["id"] for some in stepped.prefetched.values() for row in some)
+    return sorted([*(job.id for job in stepped.claimed), *behind])
 
 
 async def backend(connection: "asyncpg.Connection[asyncpg.Record]", node: str) -> int:
