@@ -80,9 +80,15 @@ async def jobs_per_second(dsn: str, workload: Workload) -> float:
     else:
         seconds = await _run(dsn, workload)
         if not workload.keep:
+            await _nothing_is_left(dsn)
             return workload.jobs / seconds
     async with connected(dsn) as connection:
         return workload.jobs / float(await connection.fetchval(SECONDS, SCOPE))
+
+
+async def _nothing_is_left(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        assert not await connection.fetchval("select exists (select from pgqueuetopia.jobs)")
 
 
 def _jobs(workload: Workload) -> list[NewJob]:

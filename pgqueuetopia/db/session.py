@@ -207,6 +207,7 @@ class Session:
         `lines`: the topics of this node.
         """
         ids, claims, *settlements = settlement_columns(ended, self.node)
+        begun = begun or {}
         [row] = await self._fetch(
             "step",
             self.scope,
@@ -229,8 +230,8 @@ class Session:
             *((None, None) if everything else self._front),
             *(lines.columns(self._topic_fronts) if lines else NO_LINES),
             *size_columns(ended),
-            list(begun or ()),
-            list(begun.values() if begun else ()),
+            [*begun],
+            [*begun.values()],
         )
         self._front = row["priorities"], row["fronts"]
         self._topic_fronts = row["topic_fronts"]

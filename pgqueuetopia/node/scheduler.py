@@ -3,7 +3,7 @@
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -268,15 +268,22 @@ class Scheduler:
             self._after_saving(one, stepped)
         self._look_again_at_lost(ended, stepped)
         self.ended += [Ended(queue=queue) for queue in stepped.again]
-        slices = {one.queue: one.slice for one in ended}
-        behind = stepped.prefetched
+        self._start_claimed(stepped, {one.queue: one.slice for one in ended}, now)
+        if stepped.claimed:
+            self._last_claim = now
+        if stepped.careful:
+            self._careful_until = now + CAREFUL
+        self.room.learn(stepped.crowded, len(self.running) + len(self._unsettled()), now)
+
+    def _start_claimed(self, stepped: Stepped, slices: Mapping[str, Slice | None], now: float) -> None:
+        """Hold queues and slots, and start the first job of each; a queue that goes on keeps its slice."""
         starting = {job.id for job in stepped.claimed}
-        starting.update(row["id"] for some in behind.values() for row in some)
+        starting.update(row["id"] for behind in stepped.prefetched.values() for row in behind)
         self.starting.append(starting)
         blocking = len(stepped.claimed) - len(stepped.slots)
         for job in stepped.claimed[:blocking]:
             slice_ = slices.get(job.queue)
-            prefetched = deque(behind.get(job.queue, ()))
+            prefetched = deque(stepped.prefetched.get(job.queue, ()))
             self.running[job.queue] = Hold(
                 job,
                 now,
@@ -293,11 +300,6 @@ class Scheduler:
             if job.attempted_at:
                 self._served_at[job.queue] = job.attempted_at
             self._start(job)
-        if stepped.claimed:
-            self._last_claim = now
-        if stepped.careful:
-            self._careful_until = now + CAREFUL
-        self.room.learn(stepped.crowded, len(self.running) + len(self._unsettled()), now)
 
     def _after_saving(self, one: Ended, stepped: Stepped) -> None:
         if one.job is None:
