@@ -90,13 +90,14 @@ where done_at is not null;
 -- Which queues to look at, and when. Whoever enqueues only appends: two transactions that feed one
 -- queue never wait for each other. A taken row is one through which a node holds its queue: the next
 -- one to lock that queue by it knows that its holder died. Who has looked at a queue finds by xid what came in
--- since.
+-- since. No job for which a row stands is scheduled before its place, but those that wait for their next attempt.
 create table pgqueuetopia.run_queue (
   id bigint generated always as identity primary key,
   scope text collate "C" not null,
   queue text collate "C" not null,
   priority integer not null default 0,
   ready_at timestamptz not null default now(),
+  place timestamptz not null default '-infinity',
   taken boolean not null default false,
   xid xid8 not null default pg_current_xact_id()
 )

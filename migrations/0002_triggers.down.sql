@@ -8,7 +8,7 @@ drop trigger jobs_deleted on pgqueuetopia.jobs;
 drop trigger jobs_released on pgqueuetopia.jobs;
 drop trigger jobs_moved on pgqueuetopia.jobs;
 drop function pgqueuetopia.jobs_changed();
-drop function pgqueuetopia.look_at(text, text, timestamptz);
+drop function pgqueuetopia.look_at(text, text, timestamptz, timestamptz);
 drop trigger jobs_inserted on pgqueuetopia.jobs;
 drop function pgqueuetopia.jobs_inserted();
 drop function pgqueuetopia.tell(text, text[]);

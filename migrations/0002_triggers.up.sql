@@ -81,8 +81,8 @@ declare
   v_scopes text[];
   v_rung boolean;
 begin
-  insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at)
-  select scope, queue, max(priority), min(greatest(scheduled_at, next_attempt_at))
+  insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
+  select scope, queue, max(priority), min(greatest(scheduled_at, next_attempt_at)), min(scheduled_at)
   from inserted
   where done_at is null and not topic
   group by scope, queue;
@@ -113,25 +113,27 @@ after insert on pgqueuetopia.jobs
 referencing new table as inserted
 for each statement execute function pgqueuetopia.jobs_inserted();
 
--- Have a queue looked at now, for what has changed at a place in it: a node that runs the queue and is
+-- Have a queue looked at, for what has changed at a place in it: a node that runs the queue and is
 -- past that place looks at the whole queue again (claim).
-create function pgqueuetopia.look_at(scope text, queue text, place timestamptz) returns void
+create function pgqueuetopia.look_at(scope text, queue text, ready_at timestamptz, place timestamptz) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into pgqueuetopia.run_queue (scope, queue, ready_at) values (scope, queue, least(place, now()));
+  insert into pgqueuetopia.run_queue (scope, queue, ready_at, place) values (scope, queue, ready_at, place);
   perform pgqueuetopia.ring(scope);
 end
 $$;
-revoke execute on function pgqueuetopia.look_at(text, text, timestamptz) from public;
+revoke execute on function pgqueuetopia.look_at(text, text, timestamptz, timestamptz) from public;
 
 create function pgqueuetopia.jobs_changed() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_place timestamptz := coalesce(new.scheduled_at, old.scheduled_at);
 begin
-  perform pgqueuetopia.look_at(old.scope, old.queue, coalesce(new.scheduled_at, old.scheduled_at));
+  perform pgqueuetopia.look_at(old.scope, old.queue, least(v_place, now()), v_place);
   if tg_op = 'UPDATE' and (new.scope, new.queue) is distinct from (old.scope, old.queue) then
-    perform pgqueuetopia.look_at(new.scope, new.queue, new.scheduled_at);
+    perform pgqueuetopia.look_at(new.scope, new.queue, least(v_place, now()), v_place);
   end if;
   return null;
 end
@@ -183,7 +185,7 @@ as $$
     from scopes s
     where s.scope is not null
   )
-  select pgqueuetopia.look_at(s.scope, parked_queue, now())
+  select pgqueuetopia.look_at(s.scope, parked_queue, now(), '-infinity')
   from scopes s
   where s.scope is not null
     and config_scope in ('*', s.scope)

@@ -6,4 +6,4 @@ drop function pgqueuetopia.leave_prefetched;
 drop function pgqueuetopia.wait_for_report(text, bigint[]);
 drop function pgqueuetopia.adopt;
 drop function pgqueuetopia.acquire;
-drop function pgqueuetopia.priorities(text);
+drop function pgqueuetopia.priorities;

@@ -1,21 +1,27 @@
 -- Which queues a node runs: the second part of step().
 
--- Which priorities there are in a run queue, the highest first.
-create function pgqueuetopia.priorities(p_scope text) returns integer[]
+-- Which priorities there are in a run queue, the highest first, and where each begins.
+create function pgqueuetopia.priorities(p_scope text, out priorities integer[], out fronts timestamptz[])
 language plpgsql stable
 as $$
 declare
+  v_below bigint := 2147483648;
   v_priority integer;
-  v_priorities integer[] := '{}';
+  v_front timestamptz;
 begin
-  select max(q.priority) into v_priority from pgqueuetopia.run_queue q where q.scope = p_scope;
-  while v_priority is not null loop
-    v_priorities := v_priorities || v_priority;
-    select max(q.priority) into v_priority
+  priorities := '{}';
+  fronts := '{}';
+  loop
+    select q.priority, q.ready_at into v_priority, v_front
     from pgqueuetopia.run_queue q
-    where q.scope = p_scope and q.priority < v_priority;
+    where q.scope = p_scope and q.priority < v_below
+    order by q.priority desc, q.ready_at
+    limit 1;
+    exit when not found;
+    priorities := priorities || v_priority;
+    fronts := fronts || v_front;
+    v_below := v_priority;
   end loop;
-  return v_priorities;
 end
 $$;
 
@@ -45,6 +51,9 @@ create function pgqueuetopia.acquire(
   inout priorities integer[],
   inout fronts timestamptz[],
   out queues text[],
+  -- where the first job of each is at the earliest (see take), and what was seen of that
+  out places timestamptz[],
+  out snapshot text,
   out contended boolean,
   out is_full boolean,
   -- how many of the rivals came first; queues that are topics: their jobs have become a topic's, and they are to be let go
@@ -69,15 +78,14 @@ begin
   contended := false;
   is_full := false;
   if fronts is null or fronts = '{}' then
-    priorities := pgqueuetopia.priorities(p_scope);
-    fronts := array_fill('-infinity'::timestamptz, array[cardinality(priorities)]);
+    select p.priorities, p.fronts into priorities, fronts from pgqueuetopia.priorities(p_scope) p;
   end if;
   for i in 1 .. cardinality(priorities) loop
     exit when is_full;
     v_seen := 0;
     for r in
       select
-        q.id, q.queue, q.ready_at, q.taken,
+        q.id, q.queue, q.ready_at, q.place, q.taken,
         -- Nearly none is held; that it is not is found in a hash table, not by comparing it with each.
         case when q.queue in (select h.queue from unnest(p_held) h (queue)) then array_position(p_held, q.queue) end as held
       from pgqueuetopia.run_queue q
@@ -93,7 +101,7 @@ begin
       -- failpoint: scanned
       v_seen := v_seen + 1;
       if r.held is not null then
-        if not r.taken and r.ready_at > p_claimed_at[r.held] then
+        if not r.taken and r.place > p_claimed_at[r.held] then
           v_surplus := v_surplus || r.id;
         end if;
         continue;
@@ -143,7 +151,8 @@ begin
     ));
   end if;
   if cardinality(v_rows) > 0 then
-    queues := pgqueuetopia.take(p_scope, v_rows, queues, p_careful);
+    select t.queues, t.places, t.snapshot into queues, places, snapshot
+    from pgqueuetopia.take(p_scope, v_rows, queues, p_careful) t;
   end if;
 end
 $$;
@@ -237,18 +246,21 @@ $$;
 -- left for the next look. A queue with a row that is taken already was left by a node that died: its job
 -- that was running becomes one that waits for its next attempt, so that nothing overtakes it. What was prefetched behind it is
 -- as before, but for its claim: what the dead node may still tell of it does not count. To find them the whole queue is
--- read, which nobody else ever has to. The other rows go: the look that follows sees what they stand for.
+-- read, which nobody else ever has to. The other rows go: the look that follows sees what they stand for, and begins at the
+-- first of their places.
 create function pgqueuetopia.take(
   p_scope text,
   p_rows bigint[],
   p_queues text[],
-  p_careful boolean
-) returns text[]
+  p_careful boolean,
+  out queues text[],
+  out places timestamptz[],
+  out snapshot text
+)
 language plpgsql
 as $$
 declare
   v_rows bigint[] := p_rows;
-  v_queues text[];
   v_orphans text[];
   v_ids bigint[];
 begin
@@ -266,30 +278,33 @@ begin
   with marked as materialized (
     update pgqueuetopia.run_queue q set taken = true
     where q.id = any (v_rows)
-    -- Not "exists", for which the planner may read every queue of the scope at once.
-    returning q.queue, (
-      select true from pgqueuetopia.run_queue t
-      where t.scope = p_scope and t.queue = q.queue and t.taken
-      order by t.xid
-      limit 1
-    ) as orphaned
+    returning q.id, q.queue
+  ),
+  mine as materialized (
+    select r.id, r.queue, r.taken, r.place, r.id = m.id as is_marked
+    from marked m
+    cross join lateral (
+      select r.* from pgqueuetopia.run_queue r
+      where r.scope = p_scope and r.queue = m.queue
+      order by r.xid
+    ) r
   ),
   surplus as (
     delete from pgqueuetopia.run_queue q
     where q.id = any (array(
-      select s.id
-      from marked m
-      cross join lateral (
-        select s.id from pgqueuetopia.run_queue s
-        where s.scope = p_scope and s.queue = m.queue and not s.taken and s.id <> all (v_rows)
-        order by s.xid
-        for update skip locked
-      ) s
+      select s.id from pgqueuetopia.run_queue s
+      where s.id = any (array(select r.id from mine r where not r.is_marked))
+      for update skip locked
     ))
   )
-  select coalesce(array_agg(m.queue), '{}'), array_agg(m.queue) filter (where m.orphaned)
-  into v_queues, v_orphans
-  from marked m;
+  select
+    coalesce(array_agg(m.queue), '{}'), array_agg(m.queue) filter (where m.orphaned),
+    array_agg(case when not m.orphaned then m.place end), pg_current_snapshot()::text
+  into queues, v_orphans, places, snapshot
+  from (
+    -- As they were before this statement.
+    select r.queue, bool_or(r.taken) as orphaned, min(r.place) as place from mine r group by r.queue
+  ) m;
   if v_orphans is not null then
     select array_agg(o.id) into v_ids
     from unnest(v_orphans) q (queue)
@@ -307,17 +322,17 @@ begin
     perform pgqueuetopia.leave_prefetched(v_ids);
     perform pgqueuetopia.wait_for_report(p_scope, v_ids);
   end if;
-  if cardinality(v_queues) < cardinality(p_queues) then
+  if cardinality(queues) < cardinality(p_queues) then
     perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
     from unnest(p_queues) q (queue)
-    where q.queue not in (select m.queue from unnest(v_queues) m (queue));
+    where q.queue not in (select m.queue from unnest(take.queues) m (queue));
   end if;
-  return v_queues;
 end
 $$;
 
 -- Remove the rows that came in behind jobs that run on, as acquire does, and those of the queues from which this step
--- has claimed: what its snapshot sees was seen by the look, too. (In plpgsql, and not in SQL: its plan is kept.)
+-- has claimed: what its snapshot sees was seen by the look, too. What came in since a queue was taken is later in its
+-- index than the row by which it was. (In plpgsql, and not in SQL: its plan is kept.)
 create function pgqueuetopia.tidy(
   p_scope text, p_running text[], p_claimed_at timestamptz[], p_claimed text[], p_snapshot text
 ) returns void
@@ -330,7 +345,12 @@ begin
     from unnest(p_running, p_claimed_at) o (queue, claimed_at)
     cross join lateral (
       select r.id from pgqueuetopia.run_queue r
-      where r.scope = p_scope and r.queue = o.queue and not r.taken and r.ready_at > o.claimed_at
+      where r.scope = p_scope and r.queue = o.queue and not r.taken and r.place > o.claimed_at
+        and r.xid >= coalesce((
+          select t.xid from pgqueuetopia.run_queue t
+          where t.scope = p_scope and t.queue = o.queue and t.taken
+          order by t.xid desc limit 1
+        ), '0')
       order by r.xid
       for update skip locked
     ) r
@@ -341,6 +361,11 @@ begin
       select r.id from pgqueuetopia.run_queue r
       where r.scope = p_scope and r.queue = c.queue and not r.taken
         and pg_visible_in_snapshot(r.xid, p_snapshot::pg_snapshot)
+        and r.xid >= coalesce((
+          select t.xid from pgqueuetopia.run_queue t
+          where t.scope = p_scope and t.queue = c.queue and t.taken
+          order by t.xid desc limit 1
+        ), '0')
       order by r.xid
       for update skip locked
     ) r

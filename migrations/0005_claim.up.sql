@@ -65,10 +65,11 @@ return row(
 -- one whose job could not be saved is not looked at. A careful look passes over heads that somebody has
 -- locked (skipped): their queues are looked at again a second later.
 --
--- A queue that goes on is looked at from its place, unless something came in ahead of it since it was looked at
--- last: a row that nobody has taken, of a transaction that the snapshot of that look did not see. Such rows are
--- removed, for the look from the start that follows sees what they stand for. (One index range and a few points,
--- however many dead rows a long transaction keeps, and whatever it has written itself.)
+-- A queue that goes on is looked at from its place, and one just acquired from the first of those that its rows named,
+-- unless something came in ahead of it since it was looked at last: a row that nobody has taken, of a transaction that
+-- the snapshot of that look did not see. Such rows are removed, for the look from the start that follows sees what they
+-- stand for. (One index range and a few points, however many dead rows a long transaction keeps, and whatever it has
+-- written itself.)
 --
 -- A queue that goes on and has a length gets as many jobs at once, to be run one after the other: its head, and what is
 -- due behind it and was never started. These are prefetched: nothing is written to them, and the head tells which is the
@@ -85,6 +86,8 @@ create function pgqueuetopia.claim(
   p_over boolean,
   p_avoid text[],
   p_acquired text[],
+  p_acquired_places timestamptz[],
+  p_acquired_snapshot text,
   p_spare integer,
   p_suspended boolean,
   p_check_suspension boolean,
@@ -106,20 +109,25 @@ begin
   -- failpoint: before look
   with asked as materialized (
     select
-      q.queue, q.place as after_at, q.id as after_id,
+      q.queue, q.place, q.id, q.yields, q.length,
       pg_snapshot_xmax(coalesce(q.snapshot, '1:1:')::pg_snapshot) as xmax,
       -- Most snapshots see nobody at work: then there is nothing to be unpacked.
       case when q.snapshot not like '%:' then string_to_array(split_part(q.snapshot, ':', 3), ',')::xid8[] end
-        as running,
-      q.queue = any (p_avoid)
-      or (p_over and row_number() over (order by q.n) > p_spare) as yields,
-      case when not p_careful then q.length end as length
-    from unnest(p_queues, p_ids, p_places, p_snapshots, p_lengths) with ordinality
-      as q (queue, id, place, snapshot, length, n)
-    -- Not "any (p_yielding)": that would compare each with each.
-    where (q.queue in (select y.queue from unnest(p_yielding) y (queue))) = p_over
-    union all
-    select q.queue, null, null, null, null, false, null from unnest(p_acquired) q (queue)
+        as running
+    from (
+      select
+        q.queue, q.place, q.id, q.snapshot,
+        q.queue = any (p_avoid)
+        or (p_over and row_number() over (order by q.n) > p_spare) as yields,
+        case when not p_careful then q.length end as length
+      from unnest(p_queues, p_ids, p_places, p_snapshots, p_lengths) with ordinality
+        as q (queue, id, place, snapshot, length, n)
+      -- Not "any (p_yielding)": that would compare each with each.
+      where (q.queue in (select y.queue from unnest(p_yielding) y (queue))) = p_over
+      union all
+      select q.queue, q.place, null, p_acquired_snapshot, false, null
+      from unnest(p_acquired, p_acquired_places) q (queue, place)
+    ) q
   ),
   -- In the order of an index, and a range where one is looked for: so the planner takes that index, and no other that
   -- would be as good if the statistics were right.
@@ -129,10 +137,10 @@ begin
     cross join lateral (
       select e.id from pgqueuetopia.run_queue e
       where e.scope = p_scope and e.queue = a.queue and e.xid >= a.xmax
-        and e.ready_at <= a.after_at and not e.taken
+        and e.place <= a.place and not e.taken
       order by e.xid
     ) e
-    where a.after_at is not null
+    where a.place is not null
     union all
     select a.queue, e.id
     from asked a
@@ -141,7 +149,7 @@ begin
     cross join lateral (
       select e.id from pgqueuetopia.run_queue e
       where e.scope = p_scope and e.queue = a.queue and e.xid between r.xid and r.xid
-        and e.ready_at <= a.after_at and not e.taken
+        and e.place <= a.place and not e.taken
       order by e.xid
     ) e
     where a.running is not null
@@ -161,6 +169,7 @@ begin
       j.id,
       j.priority,
       j.scheduled_at,
+      j.next_attempt_at,
       j.due_at,
       -- One that waited may be behind others.
       case when j.next_attempt_at is null then a.length end as length,
@@ -169,7 +178,11 @@ begin
       select
         q.*,
         p_check_suspension
-        and pgqueuetopia.some_suspended(p_scope, q.queue || '_suspended') as suspended
+        and pgqueuetopia.some_suspended(p_scope, q.queue || '_suspended') as suspended,
+        case
+          when q.place is null or exists (select from ahead e where e.queue = q.queue) then '-infinity'
+          when q.id is null then q.place
+        end as start
       from asked q
     ) a
     -- The first of these that finds a job: an append is run in its order.
@@ -180,8 +193,8 @@ begin
           n.id, n.priority, n.scheduled_at, n.next_attempt_at, greatest(n.scheduled_at, n.next_attempt_at) as due_at
         from pgqueuetopia.jobs n
         where n.scope = p_scope and n.queue = a.queue and n.done_at is null and not n.topic
-          and (n.scheduled_at, n.id) > (a.after_at, a.after_id)
-          and not exists (select from ahead e where e.queue = a.queue)
+          and (n.scheduled_at, n.id) > (a.place, a.id)
+          and a.start is null
         order by n.scheduled_at, n.id limit 1
       )
       union all
@@ -198,6 +211,7 @@ begin
         select f.id, f.priority, f.scheduled_at, f.next_attempt_at, greatest(f.scheduled_at, f.next_attempt_at)
         from pgqueuetopia.jobs f
         where f.scope = p_scope and f.queue = a.queue and f.done_at is null and not f.topic
+          and f.scheduled_at >= a.start
         order by f.scheduled_at, f.id limit 1
       )
       limit 1
@@ -260,6 +274,12 @@ begin
       cross join lateral (
         select r.id from pgqueuetopia.run_queue r
         where r.scope = p_scope and r.queue = l.queue
+          -- Later than the row by which it was taken, in this index.
+          and r.xid >= coalesce((
+            select t.xid from pgqueuetopia.run_queue t
+            where t.scope = p_scope and t.queue = l.queue and t.taken
+            order by t.xid desc limit 1
+          ), '0')
         order by r.xid
         for update skip locked
       ) r
@@ -267,9 +287,11 @@ begin
     ))
   ),
   left_behind as (
-    insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at)
+    insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
     select p_scope, l.queue, l.priority,
-      case when l.due then v_now + interval '1 second' else greatest(l.due_at, v_now) end
+      case when l.due then v_now + interval '1 second' else greatest(l.due_at, v_now) end,
+      -- One that waited may be behind others.
+      case when l.next_attempt_at is null then l.scheduled_at else '-infinity' end
     from look l
     where l.id is not null
       and not l.suspended

@@ -180,6 +180,8 @@ declare
   v_lengths integer[];
   v_held integer;
   v_acquired text[];
+  v_acquired_places timestamptz[];
+  v_acquired_snapshot text;
   v_contended boolean := false;
   v_priorities integer[];
   v_fronts timestamptz[];
@@ -273,7 +275,7 @@ begin
       if cardinality(v_queues) > 0 or p_room = 0 then
         -- Without room when a session opens, too: that makes the plan.
         select c.* into claimed, prefetched, again, v_let_go, v_skipped, v_held from pgqueuetopia.claim(
-          p_scope, p_node, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, false, p_avoid, '{}', 0,
+          p_scope, p_node, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, false, p_avoid, '{}', '{}', null, 0,
           suspended or not v_may_start, v_some_queue_suspended, v_careful
         ) c;
       end if;
@@ -287,8 +289,10 @@ begin
             v_room, v_some_queue_suspended, v_careful, v_now, topic_fronts::pgqueuetopia.topic_front[], fronts is null
           );
         end if;
-        select a.queues, a.contended, a.is_full, a.priorities, a.fronts, a.rivals, a.adopted
-        into v_acquired, v_contended, more, v_priorities, v_fronts, v_first, v_adopted
+        select
+          a.queues, a.places, a.snapshot, a.contended, a.is_full, a.priorities, a.fronts, a.rivals, a.adopted
+        into
+          v_acquired, v_acquired_places, v_acquired_snapshot, v_contended, more, v_priorities, v_fronts, v_first, v_adopted
         from pgqueuetopia.acquire(
           p_scope, v_known, p_claimed_at, p_avoid, v_room, p_rescue, v_careful, v_now,
           p_topics, v_line.priorities, v_line.dues, priorities, fronts
@@ -308,7 +312,7 @@ begin
         into claimed, prefetched, again, v_let_go, v_skipped_too
         from pgqueuetopia.claim(
           p_scope, p_node, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, true, p_avoid, v_acquired,
-          v_room - cardinality(v_acquired), suspended or not v_may_start, v_some_queue_suspended, v_careful
+          v_acquired_places, v_acquired_snapshot, v_room - cardinality(v_acquired), suspended or not v_may_start, v_some_queue_suspended, v_careful
         ) c;
       end if;
       if p_rescue then
@@ -348,7 +352,7 @@ begin
   end loop;
   if cardinality(claimed) = 0 and not suspended then
     next_ready_in := pgqueuetopia.next_ready(
-      p_scope, coalesce(priorities, pgqueuetopia.priorities(p_scope)), v_now
+      p_scope, coalesce(priorities, (pgqueuetopia.priorities(p_scope)).priorities), v_now
     );
     if cardinality(p_topics) > 0 then
       next_ready_in := least(next_ready_in, pgqueuetopia.next_topic_due(

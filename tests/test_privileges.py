@@ -93,7 +93,7 @@ async def test_a_creator_creates_jobs_alone_together_and_in_a_transaction(
         "insert into pgqueuetopia.run_queue (scope, queue) values ('s', 'q')",
         "select * from pgqueuetopia.job_configs",
         "insert into pgqueuetopia.job_configs (scope, key, value) values ('s', 'suspended', 'true')",
-        "select pgqueuetopia.look_at('s', 'q', now())",
+        "select pgqueuetopia.look_at('s', 'q', now(), now())",
         "select pgqueuetopia.unpark('s', 'q')",
         "select pgqueuetopia.wait_for_starts('s')",
         "create table pgqueuetopia.mine (id integer)",
