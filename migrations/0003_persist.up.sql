@@ -192,8 +192,7 @@ begin
     -- The queue by which it was claimed: somebody may have moved it to another one since.
     returning
       j.id, s.queue, s.snapshot, s.length,
-      -- One that waited may have been behind others.
-      case when j.done_at is not null and j.queue = s.queue and j.next_attempt_at is null then j.scheduled_at end as place,
+      case when j.done_at is not null and j.queue = s.queue then j.scheduled_at end as place,
       j.reply and (j.outcome is not null or s.error is not null) as tells
   )
   select

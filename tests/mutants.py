@@ -26,6 +26,7 @@ NODE = "pgqueuetopia/node/node.py"
 SCHEDULER = "pgqueuetopia/node/scheduler.py"
 
 RACES = "tests/db/test_races.py"
+FRONT = "tests/db/test_front.py"
 SLOTS = "tests/db/test_slots.py"
 PREFETCH = "tests/db/test_prefetch.py"
 PREFETCHING = "tests/node/test_prefetch.py"
@@ -47,6 +48,41 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a queue is begun at the place of the row by which it was locked, whatever its other rows say",
+        ACQUIRE,
+        "min(r.place) as place",
+        "min(r.place) filter (where r.is_marked) as place",
+        f"{RACES}::test_a_queue_that_is_acquired_by_a_late_row_begins_with_what_was_left_of_it",
+    ),
+    Mutant(
+        "the row of a queue whose head waits names the place of that",
+        CLAIM,
+        "case when l.next_attempt_at is null then l.scheduled_at else '-infinity' end",
+        "l.scheduled_at",
+        f"{RACES}::test_a_job_ahead_of_one_that_waits_is_run_when_that_is_cancelled",
+    ),
+    Mutant(
+        "what comes in ahead of a queue just locked is not seen",
+        CLAIM,
+        "select q.queue, q.place, null, p_acquired_snapshot, false, null",
+        "select q.queue, q.place, null, '9223372036854775807:9223372036854775807:', false, null",
+        f"{RACES}::test_a_job_that_commits_between_lock_and_look_ahead_of_all_others_is_the_first",
+    ),
+    Mutant(
+        "a queue that has run dry is read from its start",
+        CLAIM,
+        "          when q.id is null then q.place\n",
+        "          when q.id is null then q.place else '-infinity'\n",
+        f"{FRONT}::test_a_queue_that_is_acquired_and_runs_dry_does_not_pass_its_dead_jobs",
+    ),
+    Mutant(
+        "a queue that is acquired is read from its start",
+        CLAIM,
+        "          when q.id is null then q.place\n",
+        "          when q.id is null then '-infinity'\n",
+        f"{FRONT}::test_a_queue_that_is_acquired_and_runs_dry_does_not_pass_its_dead_jobs",
+    ),
+    Mutant(
         "a queue is unlocked before the commit",
         STEP,
         "  -- failpoint: before commit\n",
@@ -57,14 +93,14 @@ MUTANTS = [
     Mutant(
         "a lock is kept though the row was gone: the stale head",
         ACQUIRE,
-        "  select coalesce(array_agg(m.queue), '{}'), array_agg",
-        "  select p_queues, array_agg",
+        "    coalesce(array_agg(m.queue), '{}'), array_agg",
+        "    p_queues, array_agg",
         f"{RACES}::test_a_job_that_another_node_has_just_finished_is_not_run_again",
     ),
     Mutant(
         "the rows of a queue just found empty are taken for surplus ones",
         ACQUIRE,
-        "        if not r.taken and r.ready_at > p_claimed_at[r.held] then\n",
+        "        if not r.taken and r.place > p_claimed_at[r.held] then\n",
         "        if not r.taken then\n",
         f"{RACES}::test_a_job_that_commits_after_the_look_at_a_queue_that_goes_on_is_not_stranded",
     ),
@@ -100,21 +136,21 @@ MUTANTS = [
     Mutant(
         "what comes in ahead of a queue that goes on is not seen",
         CLAIM,
-        "and e.ready_at <= a.after_at and not e.taken",
+        "and e.place <= a.place and not e.taken",
         "and false",
         f"{RACES}::test_a_job_that_comes_in_ahead_of_a_queue_that_goes_on_is_the_next",
     ),
     Mutant(
         "what came in ahead of a job that runs is removed by a scan",
         ACQUIRE,
-        "if not r.taken and r.ready_at > p_claimed_at[r.held] then",
+        "if not r.taken and r.place > p_claimed_at[r.held] then",
         "if not r.taken then",
         f"{RACES}::test_a_job_that_comes_in_ahead_while_steps_pass_is_the_next",
     ),
     Mutant(
         "what came in ahead of a job that runs is tidied away",
         ACQUIRE,
-        "and not r.taken and r.ready_at > o.claimed_at",
+        "and not r.taken and r.place > o.claimed_at",
         "and not r.taken",
         f"{RACES}::test_a_job_that_comes_in_ahead_while_steps_pass_is_the_next",
     ),

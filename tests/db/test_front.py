@@ -144,6 +144,39 @@ async def test_a_queue_that_goes_on_does_not_pass_its_dead_rows(
     await holder.close()
 
 
+# Jobs that came and went, of which nothing was kept.
+ENDED = """
+insert into pgqueuetopia.jobs (scope, queue, action) select 'Test', 'q', 'a' from generate_series(1, 2000);
+delete from pgqueuetopia.jobs;
+delete from pgqueuetopia.run_queue
+"""
+
+
+@pytest.mark.parametrize("analysed", [0, 1, 20_000])
+async def test_a_queue_that_is_acquired_and_runs_dry_does_not_pass_its_dead_jobs(
+    dsn: str, connection: Connection, analysed: int
+) -> None:
+    """Somebody's transaction has them kept. Statistics know nothing, or mislead."""
+    if analysed:
+        await connection.execute(MISLEADING.format(rows=analysed))
+    holder = await asyncpg.connect(dsn)
+    async with sessions(dsn, "node") as [session], holder.transaction(isolation="repeatable_read"):
+        await holder.fetch("select pg_current_xact_id(), (select count(*) from pgqueuetopia.jobs)")
+        await connection.execute(ENDED)
+        await eventually(lambda: are_alone(connection, holder, session._connection))
+        entries = await entries_read(session)
+        for _ in range(10):
+            await connection.execute(INSERT, "q", 0)
+            stepped = await look(session, rescue=False, everything=False)
+            [job] = stepped.claimed
+            dry = await look(
+                session, replace(done(job), snapshot=stepped.snapshot), rescue=False, everything=False
+            )
+            assert dry.claimed == []
+        assert await entries_read(session) - entries < 10 * 100
+    await holder.close()
+
+
 async def following(session: Session, stepped: Stepped) -> Stepped:
     """The step that settles the one job that another has claimed, and claims the next of its queue."""
     [job] = stepped.claimed

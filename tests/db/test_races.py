@@ -328,6 +328,75 @@ async def test_a_job_of_a_transaction_that_commits_while_the_one_behind_it_runs_
         assert ids(await look(a, Ended("q", claimed, SUCCEEDED, snapshot=stepped.snapshot))) == [late.id]
 
 
+async def test_a_job_that_came_in_ahead_of_one_that_waited_is_the_next(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        waited = await app.create_job("q", "a")
+        stepped = await look(a)
+        await look(a, failed(stepped, timedelta(0)), room=0, over=True)
+        ahead = await app.create_job("q", "a", scheduled_at=timedelta(hours=-1))
+        await app.create_job("q", "a")
+        stepped = await look(a)
+        assert ids(stepped) == [waited.id], "nothing overtakes it"
+        assert ids(await look(a, ended(stepped))) == [ahead.id]
+
+
+def ended(stepped: Stepped) -> Ended:
+    """Of the one job that a step has claimed."""
+    [job] = stepped.claimed
+    return Ended(job.queue, job, SUCCEEDED, snapshot=stepped.snapshot)
+
+
+def failed(stepped: Stepped, delay: timedelta) -> Ended:
+    [job] = stepped.claimed
+    return Ended(job.queue, job, Settlement.retried(Failure("no"), delay), snapshot=stepped.snapshot)
+
+
+async def test_a_queue_that_is_acquired_by_a_late_row_begins_with_what_was_left_of_it(dsn: str) -> None:
+    """Its slice was over: the row that it left is due later than the late one, and stands for jobs before it."""
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        await app.create_job("q", "a", scheduled_at=timedelta(hours=-2))
+        second = await app.create_job("q", "a", scheduled_at=timedelta(hours=-2))
+        stepped = await look(a)
+        await look(a, ended(stepped), room=0, over=True)
+        late = await app.create_job("q", "a", scheduled_at=timedelta(hours=-1))
+        stepped = await look(a)
+        assert ids(stepped) == [second.id]
+        assert ids(await look(a, ended(stepped))) == [late.id]
+
+
+async def test_a_job_ahead_of_one_that_waits_is_run_when_that_is_cancelled(dsn: str) -> None:
+    """The row of a queue whose head waits stands for all its jobs, wherever they are."""
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        waits = await app.create_job("q", "a")
+        await look(a, failed(await look(a), timedelta(hours=1)), over=True)
+        ahead = await app.create_job("q", "a", scheduled_at=timedelta(hours=-1))
+        assert ids(await look(a)) == []
+        await app.cancel(waits)
+        assert ids(await look(a)) == [ahead.id]
+
+
+async def test_a_job_that_commits_between_lock_and_look_ahead_of_all_others_is_the_first(
+    racing_dsn: str,
+) -> None:
+    """The row by which the queue was locked names a later place."""
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a") as [a]:
+        await app.create_job("q", "a")
+        results: list[Stepped] = []
+
+        async def look_from_a() -> None:
+            results.append(await look(a))
+
+        async with (
+            failpoints.stopping(racing_dsn, "before look", "a") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(look_from_a)
+            await stop.reached()
+            ahead = await app.create_job("q", "a", scheduled_at=timedelta(hours=-1))
+            await stop.release()
+        assert ids(results[0]) == [ahead.id]
+
+
 async def test_a_job_that_is_brought_back_takes_its_old_place_in_a_queue_that_goes_on(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
         jobs = [await app.create_job("q", "a") for _ in range(4)]
