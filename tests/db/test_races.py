@@ -352,7 +352,7 @@ def failed(stepped: Stepped, delay: timedelta) -> Ended:
 
 
 async def test_a_queue_that_is_acquired_by_a_late_row_begins_with_what_was_left_of_it(dsn: str) -> None:
-    """Its slice was over: the row that it left is due later than the late one, and stands for jobs before it."""
+    """Its slice was over: the row that it left is due later, and stands for jobs before the late one."""
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
         await app.create_job("q", "a", scheduled_at=timedelta(hours=-2))
         second = await app.create_job("q", "a", scheduled_at=timedelta(hours=-2))
