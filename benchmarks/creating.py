@@ -40,14 +40,9 @@ OURS, ALWAYS, NONE = "our trigger", "a trigger that always notifies", "no trigge
 TRIGGERS = {
     OURS: "",
     ALWAYS: """
-create or replace function pgqueuetopia.ring(scope text) returns boolean
-language plpgsql
-as $$
-begin
-  perform pg_notify('pgqueuetopia_jobs', scope);
-  return true;
-end
-$$
+create or replace function pgqueuetopia.is_held(purpose text, scope text) returns boolean
+language sql volatile
+return purpose = 'sleeping'
 """,
     NONE: "alter table pgqueuetopia.jobs disable trigger jobs_inserted",
 }

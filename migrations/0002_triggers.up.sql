@@ -8,22 +8,23 @@ create function pgqueuetopia.lock_key(purpose text, scope text, name text defaul
 language sql immutable parallel safe
 return hashtextextended(purpose || chr(31) || scope || chr(31) || name, 20);
 
--- Whether somebody holds this lock of a scope, as who sleeps and who listens to events do, in shared mode. (An assignment
--- is computed as it stands; a "perform" would be a query of its own, and insert's trigger asks this for every job.)
+-- Whether somebody holds this lock of a scope, as who sleeps and who listens to events do, in shared mode. (An expression,
+-- which takes the place of the call where it is asked: insert's trigger asks this for every job.)
 create function pgqueuetopia.is_held(purpose text, scope text) returns boolean
-language plpgsql
-as $$
-declare
-  v_key bigint := pgqueuetopia.lock_key(purpose, scope);
-  v_unlocked boolean;
-begin
-  if pg_try_advisory_lock(v_key) then
-    v_unlocked := pg_advisory_unlock(v_key);
-    return false;
-  end if;
-  return true;
-end
-$$;
+language sql volatile
+return case
+  when pg_try_advisory_lock(pgqueuetopia.lock_key(purpose, scope))
+    then not pg_advisory_unlock(pgqueuetopia.lock_key(purpose, scope))
+  -- Somebody else who asks has it, and so nobody holds it.
+  when not pg_try_advisory_lock_shared(pgqueuetopia.lock_key(purpose, scope))
+    then false
+  -- Those who ask may have met.
+  else not (
+    pg_advisory_unlock_shared(pgqueuetopia.lock_key(purpose, scope))
+    and pg_try_advisory_lock(pgqueuetopia.lock_key(purpose, scope))
+    and pg_advisory_unlock(pgqueuetopia.lock_key(purpose, scope))
+  )
+end;
 
 -- Wakes the sleeping nodes of a scope. A transaction that notifies takes a lock on the whole database
 -- at commit, so nobody is notified while nobody sleeps. Returns whether somebody does.
@@ -42,12 +43,8 @@ $$;
 
 -- Whether somebody wants to be told of events.
 create function pgqueuetopia.is_listened_to(scope text) returns boolean
-language plpgsql
-as $$
-begin
-  return pgqueuetopia.is_held('events', scope);
-end
-$$;
+language sql volatile
+return pgqueuetopia.is_held('events', scope);
 
 -- Tell events, each a JSON array of at most 3,000 bytes; as many in one notification as it surely can hold (8,000 bytes).
 create function pgqueuetopia.tell(scope text, events text[]) returns void
@@ -77,24 +74,31 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_scope text;
-  v_last text;
   v_scopes text[];
-  v_rung boolean;
 begin
-  insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
-  select scope, queue, max(priority), min(greatest(scheduled_at, next_attempt_at)), min(scheduled_at)
-  from inserted
-  where done_at is null and not topic
-  group by scope, queue;
-  select min(i.scope), max(i.scope) into v_scope, v_last from inserted i where i.done_at is null;
-  -- Nearly always there is one.
-  if v_scope = v_last then
+  -- One job, nearly always: then there is nothing to be sorted.
+  if (select count(*) from inserted) = 1 then
+    insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
+    select i.scope, i.queue, i.priority, greatest(i.scheduled_at, i.next_attempt_at), i.scheduled_at
+    from inserted i
+    where i.done_at is null and not i.topic
+    returning scope into v_scope;
+  else
+    insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
+    select i.scope, i.queue, max(i.priority), min(greatest(i.scheduled_at, i.next_attempt_at)), min(i.scheduled_at)
+    from inserted i
+    where i.done_at is null and not i.topic
+    group by i.scope, i.queue;
+  end if;
+  if v_scope is not null then
     v_scopes := array[v_scope];
   else
     v_scopes := array(select distinct i.scope from inserted i where i.done_at is null);
   end if;
   foreach v_scope in array v_scopes loop
-    v_rung := pgqueuetopia.ring(v_scope);
+    if pgqueuetopia.is_held('sleeping', v_scope) then
+      perform pg_notify('pgqueuetopia_jobs', v_scope);
+    end if;
     if pgqueuetopia.is_listened_to(v_scope) then
       perform pgqueuetopia.tell(v_scope, array(
         select json_build_array('inserted', i.id, i.queue, 0, null)::text
