@@ -58,25 +58,31 @@ return row(
   j.moved_from
 )::pgqueuetopia.claimed_job;
 
--- Look at the heads of queues that this session has locked, in a new snapshot, and claim those that are
--- due. Rows of a queue without a due head go in the same statement, so that a job which commits now is
--- not seen and its row not removed. Looks at the queues that go on and whose slice is over or not, as
--- asked, and at those just acquired. A queue whose slice is over goes on only where there is room to spare;
--- one whose job could not be saved is not looked at. A careful look passes over heads that somebody has
--- locked (skipped): their queues are looked at again a second later.
+-- What a look at a queue has found: its first job, when that is due, how many jobs to claim at once, and the last that is
+-- prefetched behind it. Without a job, where there is none.
+create type pgqueuetopia.head as (
+  queue text,
+  suspended boolean,
+  id bigint,
+  priority integer,
+  scheduled_at timestamptz,
+  next_attempt_at timestamptz,
+  due_at timestamptz,
+  due boolean,
+  length integer,
+  prefetched_to bigint
+);
+
+-- Look at the heads of queues that this session has locked, in a new snapshot. Tells which are due; the rows of the run
+-- queue that the looks from the start have seen; and the snapshot.
 --
 -- A queue that goes on is looked at from its place, and one just acquired from the first of those that its rows named,
 -- unless something came in ahead of it since it was looked at last: a row that nobody has taken, of a transaction that
--- the snapshot of that look did not see. Such rows are removed, for the look from the start that follows sees what they
--- stand for. (One index range and a few points, however many dead rows a long transaction keeps, and whatever it has
+-- the snapshot of that look did not see. Such rows are to be removed, for the look from the start that follows sees what
+-- they stand for. (One index range and a few points, however many dead rows a long transaction keeps, and whatever it has
 -- written itself.)
---
--- A queue that goes on and has a length gets as many jobs at once, to be run one after the other: its head, and what is
--- due behind it and was never started. These are prefetched: nothing is written to them, and the head tells which is the
--- last (prefetched_to). They are locked until that is committed, so that nobody ends one of them who has not seen it.
-create function pgqueuetopia.claim(
+create function pgqueuetopia.look(
   p_scope text,
-  p_node text,
   p_queues text[],
   p_ids bigint[],
   p_places timestamptz[],
@@ -91,22 +97,15 @@ create function pgqueuetopia.claim(
   p_spare integer,
   p_suspended boolean,
   p_check_suspension boolean,
-  p_careful boolean,
-  out claimed pgqueuetopia.claimed_job[],
-  out prefetched pgqueuetopia.claimed_job[],
-  out again text[],
-  out let_go text[],
-  out skipped boolean,
-  -- of how many queues some jobs were claimed
-  out held integer
+  p_now timestamptz,
+  out due pgqueuetopia.head[],
+  out others pgqueuetopia.head[],
+  out seen bigint[],
+  out snapshot pg_snapshot
 )
 language plpgsql
 as $$
-declare
-  c_long_params constant integer := 2000;
-  v_now timestamptz := clock_timestamp();
 begin
-  -- failpoint: before look
   with asked as materialized (
     select
       q.queue, q.place, q.id, q.yields, q.length,
@@ -116,16 +115,15 @@ begin
         as running
     from (
       select
-        q.queue, q.place, q.id, q.snapshot,
+        q.queue, q.place, q.id, q.snapshot, q.length,
         q.queue = any (p_avoid)
-        or (p_over and row_number() over (order by q.n) > p_spare) as yields,
-        case when not p_careful then q.length end as length
+        or (p_over and row_number() over (order by q.n) > p_spare) as yields
       from unnest(p_queues, p_ids, p_places, p_snapshots, p_lengths) with ordinality
         as q (queue, id, place, snapshot, length, n)
       -- Not "any (p_yielding)": that would compare each with each.
       where (q.queue in (select y.queue from unnest(p_yielding) y (queue))) = p_over
       union all
-      select q.queue, q.place, null, p_acquired_snapshot, false, null
+      select q.queue, q.place, null, p_acquired_snapshot, null, false
       from unnest(p_acquired, p_acquired_places) q (queue, place)
     ) q
   ),
@@ -154,16 +152,8 @@ begin
     ) e
     where a.running is not null
   ),
-  seen as (
-    delete from pgqueuetopia.run_queue q
-    where q.id = any (array(
-      select s.id from pgqueuetopia.run_queue s
-      where s.id = any (array(select e.id from ahead e))
-      for update skip locked
-    ))
-  ),
-  look as materialized (
-    select
+  found as materialized (
+    select (
       a.queue,
       a.suspended,
       j.id,
@@ -171,9 +161,11 @@ begin
       j.scheduled_at,
       j.next_attempt_at,
       j.due_at,
+      not (a.yields or a.suspended or p_suspended) and coalesce(j.due_at <= p_now, false),
       -- One that waited may be behind others.
-      case when j.next_attempt_at is null then a.length end as length,
-      not (a.yields or a.suspended or p_suspended) and coalesce(j.due_at <= v_now, false) as due
+      case when j.next_attempt_at is null then a.length end,
+      null
+    )::pgqueuetopia.head as head
     from (
       select
         q.*,
@@ -216,97 +208,188 @@ begin
       )
       limit 1
     ) j on true
-  ),
-  behind as materialized (
-    select l.id, b.jobs
-    from look l
-    cross join lateral (
-      select array_agg(n.job) filter (where n.is_next) as jobs
-      from (
-        select
-          bool_and(
-            m.scheduled_at <= v_now
-            and m.attempted_at is null
-            and m.next_attempt_at is null
-            and pg_column_size(m.params) <= c_long_params
-          ) over (order by m.scheduled_at, m.id rows unbounded preceding) as is_next,
-          pgqueuetopia.as_claimed(m, 1) as job
-        from (
-          select * from pgqueuetopia.jobs m
-          where m.scope = p_scope and m.queue = l.queue and m.done_at is null and not m.topic
-            and (m.scheduled_at, m.id) > (l.scheduled_at, l.id)
-          order by m.scheduled_at, m.id
-          limit l.length - 1
-          for no key update
-        ) m
-      ) n
-    ) b
-    where l.due and l.length > 1
-  ),
-  free as (
-    select j.id from pgqueuetopia.jobs j
-    where p_careful and j.id = any (array(select l.id from look l where l.due)) and j.outcome is null
-    for update skip locked
-  ),
-  claiming as (
-    update pgqueuetopia.jobs j
-    set
-      claim = j.claim + 1,
-      attempts = j.attempts + 1,
-      attempted_at = v_now,
-      attempted_by = p_node,
-      prefetched_to = (c.jobs[cardinality(c.jobs)]).id
-    from (
-      select l.id, null as jobs from look l where l.due and (l.length > 1) is not true
-      union all
-      select b.id, b.jobs from behind b
-    ) c
-    where j.id = c.id
-      and j.outcome is null
-      and (not p_careful or j.id in (select f.id from free f))
-    returning j.queue, pgqueuetopia.as_claimed(j, 0) as job, c.jobs as behind
-  ),
-  gone as (
-    delete from pgqueuetopia.run_queue q
-    where q.id = any (array(
-      select r.id
-      from look l
-      cross join lateral (
-        select r.id from pgqueuetopia.run_queue r
-        where r.scope = p_scope and r.queue = l.queue
-          -- Later than the row by which it was taken, in this index.
-          and r.xid >= coalesce((
-            select t.xid from pgqueuetopia.run_queue t
-            where t.scope = p_scope and t.queue = l.queue and t.taken
-            order by t.xid desc limit 1
-          ), '0')
-        order by r.xid
-        for update skip locked
-      ) r
-      where not l.due or (p_careful and l.id not in (select f.id from free f))
-    ))
-  ),
-  left_behind as (
-    insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
-    select p_scope, l.queue, l.priority,
-      case when l.due then v_now + interval '1 second' else greatest(l.due_at, v_now) end,
-      -- One that waited may be behind others.
-      case when l.next_attempt_at is null then l.scheduled_at else '-infinity' end
-    from look l
-    where l.id is not null
-      and not l.suspended
-      and (not l.due or (p_careful and l.id not in (select f.id from free f)))
   )
   select
-    (select coalesce(array_agg(c.job), '{}') from claiming c),
-    (select array_agg(p.job) from (select unnest(c.behind) as job from claiming c) p),
-    -- Due, but ended by somebody else in this very moment: still ours, to be looked at again.
-    coalesce(array_agg(l.queue) filter (where l.due and not p_careful), '{}'),
-    coalesce(array_agg(l.queue) filter (where not l.due or p_careful), '{}'),
-    coalesce(bool_or(l.due and p_careful), false),
-    (select count(*) from look) - count(*)
-  into claimed, prefetched, again, let_go, skipped, held
-  from look l
-  where l.queue not in (select c.queue from claiming c);
+    coalesce(array_agg(f.head) filter (where (f.head).due), '{}'),
+    coalesce(array_agg(f.head) filter (where not (f.head).due), '{}'),
+    (select array_agg(e.id) from ahead e),
+    pg_current_snapshot()
+  into due, others, seen, snapshot
+  from found f;
+end
+$$;
+
+-- Let queues go: what the look at them has seen in the run queue is removed, and a row left where a job remains. A queue
+-- that is suspended by its own name is left without one. What committed since the look stays.
+create function pgqueuetopia.let_go(
+  p_scope text, p_heads pgqueuetopia.head[], p_snapshot pg_snapshot, p_now timestamptz
+) returns void
+language plpgsql
+as $$
+begin
+  delete from pgqueuetopia.run_queue q
+  where q.id = any (array(
+    select r.id
+    from unnest(p_heads) l
+    cross join lateral (
+      select r.id from pgqueuetopia.run_queue r
+      where r.scope = p_scope and r.queue = l.queue
+        and (pg_visible_in_snapshot(r.xid, p_snapshot) or r.xid = pg_current_xact_id())
+        -- Later than the row by which it was taken, in this index.
+        and r.xid >= coalesce((
+          select t.xid from pgqueuetopia.run_queue t
+          where t.scope = p_scope and t.queue = l.queue and t.taken
+          order by t.xid desc limit 1
+        ), '0')
+      order by r.xid
+      for update skip locked
+    ) r
+  ));
+  insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
+  select p_scope, l.queue, l.priority,
+    -- What is due was locked by somebody.
+    case when l.due then p_now + interval '1 second' else greatest(l.due_at, p_now) end,
+    -- One that waited may be behind others.
+    case when l.next_attempt_at is null then l.scheduled_at else '-infinity' end
+  from unnest(p_heads) l
+  where l.id is not null and not l.suspended;
+end
+$$;
+
+-- Look at queues that this session has locked, claim the heads that are due, and let go of the queues without one: of those
+-- that go on and whose slice is over or not, as asked, and of those just acquired. A queue whose slice is over goes on only
+-- where there is room to spare; one whose job could not be saved is not looked at. A careful claim passes over heads that
+-- somebody has locked (skipped): their queues are looked at again a second later.
+--
+-- A queue that goes on and has a length gets as many jobs at once, to be run one after the other. Those behind its head are
+-- prefetched: nothing is written to them, and the head tells which is the last (prefetched_to). They are locked until that
+-- is committed, so that nobody ends one of them who has not seen it.
+create function pgqueuetopia.claim(
+  p_scope text,
+  p_node text,
+  p_queues text[],
+  p_ids bigint[],
+  p_places timestamptz[],
+  p_snapshots text[],
+  p_lengths integer[],
+  p_yielding text[],
+  p_over boolean,
+  p_avoid text[],
+  p_acquired text[],
+  p_acquired_places timestamptz[],
+  p_acquired_snapshot text,
+  p_spare integer,
+  p_suspended boolean,
+  p_check_suspension boolean,
+  p_careful boolean,
+  out claimed pgqueuetopia.claimed_job[],
+  out prefetched pgqueuetopia.claimed_job[],
+  out again text[],
+  out let_go text[],
+  out skipped boolean
+)
+language plpgsql
+as $$
+declare
+  c_long_params constant integer := 2000;
+  v_now timestamptz := clock_timestamp();
+  v_due pgqueuetopia.head[];
+  v_others pgqueuetopia.head[];
+  v_seen bigint[];
+  v_snapshot pg_snapshot;
+  v_locked pgqueuetopia.head[];
+begin
+  claimed := '{}';
+  again := '{}';
+  let_go := '{}';
+  skipped := false;
+  -- failpoint: before look
+  select l.due, l.others, l.seen, l.snapshot into v_due, v_others, v_seen, v_snapshot
+  from pgqueuetopia.look(
+    p_scope, p_queues, p_ids, p_places, p_snapshots, p_lengths, p_yielding, p_over, p_avoid, p_acquired,
+    p_acquired_places, p_acquired_snapshot, p_spare, p_suspended, p_check_suspension, v_now
+  ) l;
+  -- failpoint: looked
+  if v_seen is not null then
+    delete from pgqueuetopia.run_queue q where q.id = any (array(
+      select s.id from pgqueuetopia.run_queue s where s.id = any (v_seen) for update skip locked
+    ));
+  end if;
+  if p_careful then
+    with free as materialized (
+      select j.id from pgqueuetopia.jobs j
+      where j.id = any (array(select l.id from unnest(v_due) l)) and j.outcome is null
+      for update skip locked
+    )
+    select
+      coalesce(array_agg(l) filter (where l.id in (select f.id from free f)), '{}'),
+      coalesce(array_agg(l) filter (where l.id not in (select f.id from free f)), '{}')
+    into v_due, v_locked
+    from unnest(v_due) l;
+    skipped := v_locked <> '{}';
+    v_others := v_others || v_locked;
+  elsif array_remove(p_lengths, null) <> '{}' then
+    -- What is due behind a head, and was never started.
+    with behind as materialized (
+      select l as head, b.jobs
+      from unnest(v_due) l
+      left join lateral (
+        select array_agg(n.job) filter (where n.is_next) as jobs
+        from (
+          select
+            bool_and(
+              m.scheduled_at <= v_now
+              and m.attempted_at is null
+              and m.next_attempt_at is null
+              and pg_column_size(m.params) <= c_long_params
+            ) over (order by m.scheduled_at, m.id rows unbounded preceding) as is_next,
+            pgqueuetopia.as_claimed(m, 1) as job
+          from (
+            select * from pgqueuetopia.jobs m
+            where m.scope = p_scope and m.queue = l.queue and m.done_at is null and not m.topic
+              and (m.scheduled_at, m.id) > (l.scheduled_at, l.id)
+            order by m.scheduled_at, m.id
+            -- None, where it gets one job alone.
+            limit greatest(l.length, 1) - 1
+            for no key update
+          ) m
+        ) n
+      ) b on true
+    )
+    select
+      array_agg((
+        (b.head).queue, (b.head).suspended, (b.head).id, (b.head).priority, (b.head).scheduled_at,
+        (b.head).next_attempt_at, (b.head).due_at, (b.head).due, (b.head).length, (b.jobs[cardinality(b.jobs)]).id
+      )::pgqueuetopia.head),
+      (select array_agg(p.job) from (select unnest(b.jobs) as job from behind b) p)
+    into v_due, prefetched
+    from behind b;
+  end if;
+  if v_due <> '{}' then
+    with claiming as (
+      update pgqueuetopia.jobs j
+      set
+        claim = j.claim + 1,
+        attempts = j.attempts + 1,
+        attempted_at = v_now,
+        attempted_by = p_node,
+        prefetched_to = l.prefetched_to
+      from unnest(v_due) l
+      where j.id = l.id and j.outcome is null
+      returning pgqueuetopia.as_claimed(j, 0) as job
+    )
+    select coalesce(array_agg(c.job), '{}') into claimed from claiming c;
+    if cardinality(claimed) < cardinality(v_due) then
+      -- Due, but ended by somebody else in this very moment: still ours, to be looked at again.
+      again := array(
+        select l.queue from unnest(v_due) l where l.id not in (select c.id from unnest(claimed) c)
+      );
+      prefetched := array(select p from unnest(prefetched) p where p.queue <> all (again));
+    end if;
+  end if;
+  if v_others <> '{}' then
+    perform pgqueuetopia.let_go(p_scope, v_others, v_snapshot, v_now);
+    let_go := array(select l.queue from unnest(v_others) l);
+  end if;
 end
 $$;

@@ -178,7 +178,6 @@ declare
   v_places timestamptz[];
   v_snapshots text[];
   v_lengths integer[];
-  v_held integer;
   v_acquired text[];
   v_acquired_places timestamptz[];
   v_acquired_snapshot text;
@@ -198,7 +197,9 @@ begin
   if p_run_times is not null then
     v_known := p_running || array(select distinct q.queue from unnest(p_queues) q (queue));
   end if;
-  perform pgqueuetopia.started(p_scope, p_started);
+  if p_started > 0 then
+    perform pgqueuetopia.started(p_scope, p_started);
+  end if;
   v_may_start := p_room > 0 and pgqueuetopia.may_start(p_scope);
   held_up := p_room > 0 and not v_may_start;
   loop
@@ -253,12 +254,13 @@ begin
       end if;
       -- failpoint: persisted
       select
-        pgqueuetopia.some_suspended(p_scope, 'suspended'),
+        exists (
+          select from pgqueuetopia.job_configs c
+          where c.scope in ('*', p_scope) and c.key = 'suspended' and pgqueuetopia.is_suspension(c.key, c.value)
+        ),
         p_queues_suspended and exists (
           select from pgqueuetopia.job_configs c
-          where c.scope in ('*', p_scope)
-            and c.key <> 'suspended'
-            and pgqueuetopia.is_suspension(c.key, c.value)
+          where c.scope in ('*', p_scope) and c.key <> 'suspended' and pgqueuetopia.is_suspension(c.key, c.value)
         )
       into suspended, v_some_queue_suspended;
       snapshot := pg_current_snapshot()::text;
@@ -271,15 +273,14 @@ begin
       again := '{}';
       v_let_go := '{}';
       v_skipped := false;
-      v_held := 0;
       if cardinality(v_queues) > 0 or p_room = 0 then
         -- Without room when a session opens, too: that makes the plan.
-        select c.* into claimed, prefetched, again, v_let_go, v_skipped, v_held from pgqueuetopia.claim(
+        select c.* into claimed, prefetched, again, v_let_go, v_skipped from pgqueuetopia.claim(
           p_scope, p_node, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, false, p_avoid, '{}', '{}', null, 0,
           suspended or not v_may_start, v_some_queue_suspended, v_careful
         ) c;
       end if;
-      v_room := p_room - v_held - cardinality(again);
+      v_room := p_room - cardinality(claimed) - cardinality(again);
       more := p_room > 0 and v_room <= 0;
       -- failpoint: before acquire
       if v_room > 0 and not suspended and v_may_start and not crowded then
@@ -372,8 +373,10 @@ begin
   commit;
   -- failpoint: committed
   -- Only now: whoever locks a queue that was let go must see what became of its jobs.
-  perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
-  from unnest(v_let_go || v_adopted) q (queue);
+  if v_let_go <> '{}' or v_adopted <> '{}' then
+    perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
+    from unnest(v_let_go || v_adopted) q (queue);
+  end if;
   if cardinality(p_held_ids) > 0 or cardinality(v_line.ids) > 0 then
     perform pgqueuetopia.let_go_of_slots(
       p_scope, p_held_topics, p_held_slots, p_held_ids, v_held_ended, v_line, v_started, slots

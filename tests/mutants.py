@@ -48,6 +48,20 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "what is behind a head that is claimed alone is locked",
+        CLAIM,
+        "limit greatest(l.length, 1) - 1",
+        "limit l.length - 1",
+        f"{PREFETCH}::test_what_is_behind_the_head_of_a_queue_that_is_just_acquired_is_left_alone",
+    ),
+    Mutant(
+        "what committed since the look at a queue is removed as it is let go",
+        CLAIM,
+        "and (pg_visible_in_snapshot(r.xid, p_snapshot) or r.xid = pg_current_xact_id())",
+        "",
+        f"{RACES}::test_a_job_that_commits_after_the_look_at_a_queue_is_not_stranded",
+    ),
+    Mutant(
         "a queue is begun at the place of the row by which it was locked, whatever its other rows say",
         ACQUIRE,
         "min(r.place) as place",

@@ -233,7 +233,8 @@ class Session:
             [*begun],
             [*begun.values()],
         )
-        self._front = row["priorities"], row["fronts"]
+        if row["priorities"]:
+            self._front = row["priorities"], row["fronts"]
         self._topic_fronts = row["topic_fronts"]
         stepped = stepped_of(row, self.scope, self.node)
         self._unstarted = starting + bool(stepped.claimed)

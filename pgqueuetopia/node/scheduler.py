@@ -88,6 +88,8 @@ class Scheduler:
     _joined: bool = False
     # Whether something has ended since the last step.
     _has_news: bool = False
+    # Whether the bell has called the node out of its sleep: what came in is new, nearly always.
+    _called: bool = False
 
     async def run(self) -> None:
         """Until this node leaves and all that it ran is written."""
@@ -202,7 +204,7 @@ class Scheduler:
 
     async def _ask(self, ended: list[Ended]) -> Stepped:
         now = time.monotonic()
-        rescue = self._rescues or now - self._last_rescue >= self._rescue_pause
+        rescue = not self._called and (self._rescues or now - self._last_rescue >= self._rescue_pause)
         may_claim = not (self.leaving or self.plan.pause.all)
         unsettled = self._unsettled()
         room = self.room.left(len(self.running) + len(unsettled), now) if may_claim else 0
@@ -225,7 +227,7 @@ class Scheduler:
             room,
             rescue=rescue,
             # Who is about to sleep must see everything: a job may have come in late, or be due since long.
-            everything=rescue or self._sleep is not None,
+            everything=rescue or (self._sleep is not None and not self._called),
             keep=self.plan.keeps_finished_jobs,
             queues_suspended=self.plan.per_queue_suspension,
             starting=self._count_starting(),
@@ -352,22 +354,27 @@ class Scheduler:
             # A thread that rang would hand the processor over before it has called the performer.
             while self._count_starting() and not self.bell.rung:  # noqa: ASYNC110
                 await anyio.sleep(START_LOOK)
+        called, self._called = self._called, False
         if stepped.claimed:
             # Here, for a busy node comes no further: creators notify as long as we count as asleep.
             await self._wake_up()
+        elif called:
+            # It is older than it seemed: now everything is looked at.
+            return
         if not (self._count_starting() or self.bell.rung or self._has_news):
             await self.session.started()
-            await self._wait(await self._pause(stepped))
+            rang = await self._wait(await self._pause(stepped))
+            self._called = rang and self._sleep is not None
 
-    async def _wait(self, pause: float) -> None:
-        """Wait for the bell, and ask now and then whether the session is alive."""
+    async def _wait(self, pause: float) -> bool:
+        """Wait for the bell, and ask now and then whether the session is alive; whether it rang."""
         heartbeat = self.session.deadlines.heartbeat
         while pause > heartbeat:
             if await self.bell.wait(heartbeat):
-                return
+                return True
             await self.session.ping()
             pause -= heartbeat
-        await self.bell.wait(pause)
+        return await self.bell.wait(pause)
 
     async def _pause(self, stepped: Stepped) -> float:
         """How long nothing needs to be looked at, in seconds."""

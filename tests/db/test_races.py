@@ -23,6 +23,7 @@ STEP_FAILPOINTS = [
     "moved",
     "persisted",
     "before look",
+    "looked",
     "before acquire",
     "before commit",
     "committed",
@@ -152,6 +153,27 @@ async def test_a_job_that_commits_between_look_and_commit_is_not_stranded(
             await stop.release()
         assert await creator.fetch(STRANDED) == []
         await creator.close()
+        assert ids(await look(a)) == [late.id]
+
+
+async def test_a_job_that_commits_after_the_look_at_a_queue_is_not_stranded(racing_dsn: str) -> None:
+    """Its row is there when the queue, found empty, is let go."""
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a") as [a]:
+        await app.create_job("q", "a")
+        [claimed] = (await look(a)).claimed
+
+        async def finish() -> None:
+            assert ids(await look(a, done(claimed), room=0)) == []
+
+        async with (
+            failpoints.stopping(racing_dsn, "looked", "a") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(finish)
+            await stop.reached()
+            late = await app.create_job("q", "a")
+            await stop.release()
+        assert await stranded(racing_dsn) == []
         assert ids(await look(a)) == [late.id]
 
 
