@@ -59,7 +59,7 @@ async def test_only_the_first_has_started(dsn: str) -> None:
 async def test_what_is_behind_the_head_of_a_queue_that_is_just_acquired_is_left_alone(
     dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    """Its head alone is claimed, beside a queue that gets several: who has locked the next holds up nobody."""
+    """Its head alone is claimed, beside a queue that gets several: who holds the next holds up nobody."""
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
         await app.create_jobs([{"queue": "q", "action": "a"}] * 3)
         [first] = (await look(a)).claimed
