@@ -22,7 +22,8 @@ LARGEST_INTEGER_BITS = 10_000
 Seconds = float | timedelta
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Without slots: a node makes one from a dictionary in half the time (rows.claimed_job_of).
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One job as the database has it.
 

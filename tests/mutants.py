@@ -48,6 +48,13 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a job finds what the one before it did to their task",
+        "pgqueuetopia/node/execution.py",
+        "if following is None or not run.leaves_no_trace:",
+        "if following is None:",
+        f"{PREFETCHING}::test_what_a_job_does_to_its_task_is_not_there_for_the_next",
+    ),
+    Mutant(
         "what is behind a head that is claimed alone is locked",
         CLAIM,
         "limit greatest(l.length, 1) - 1",

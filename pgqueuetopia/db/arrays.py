@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from datetime import datetime
 
 
-def numbers(values: Iterable[int | None]) -> str:
-    """For ::bigint[]."""
+def numbers(values: Iterable[float | None]) -> str:
+    """For ::bigint[] or ::double precision[]."""
     return f"{{{','.join(['NULL' if value is None else str(value) for value in values])}}}"
 
 

@@ -73,6 +73,7 @@ class Session:
         on_turn: Callable[[str], None],
     ) -> None:
         self.deadlines = deadlines
+        self._patience = deadlines.heartbeat + deadlines.client
         self.scope = scope
         self.node = node
         self._connection = connection
@@ -230,8 +231,8 @@ class Session:
             *((None, None) if everything else self._front),
             *(lines.columns(self._topic_fronts) if lines else NO_LINES),
             *size_columns(ended),
-            [*begun],
-            [*begun.values()],
+            numbers(begun),
+            numbers(begun.values()),
         )
         if row["priorities"]:
             self._front = row["priorities"], row["fronts"]
@@ -305,4 +306,4 @@ class Session:
         """Whether the server still keeps our locks, for all we know: it was heard of not long ago."""
         # Not the loop's time: uvloop's stands still within a turn of the loop.
         silence = time.monotonic() - self._heard_at
-        return not self.lost and silence < self.deadlines.heartbeat + self.deadlines.client
+        return not self.lost and silence < self._patience

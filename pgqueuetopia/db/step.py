@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 
 from pgqueuetopia.db import rows
+from pgqueuetopia.db.arrays import numbers
 from pgqueuetopia.job import Job
 from pgqueuetopia.outcome import SUCCEEDED, Settlement
 from pgqueuetopia.slices import Slice
@@ -144,11 +145,11 @@ def settlement_columns(ended: Sequence[Ended], node: str) -> tuple[list[Any], ..
     )
 
 
-def size_columns(ended: Sequence[Ended]) -> tuple[list[int], list[float] | None]:
+def size_columns(ended: Sequence[Ended]) -> tuple[str, str | None]:
     """How many jobs each queue gets at once, and how long each job ran; neither where it does not matter."""
     sizes = [one.size for one in ended] if any(one.size > 1 for one in ended) else []
     run_times = [one.run_time for one in ended] if any(one.one_of_many for one in ended) else None
-    return sizes, run_times
+    return numbers(sizes), None if run_times is None else numbers(run_times)
 
 
 def in_order(ended: Iterable[Ended]) -> list[Ended]:

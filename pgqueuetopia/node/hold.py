@@ -13,8 +13,6 @@ from pgqueuetopia.slices import Slice
 SHORT = 0.015
 LONG = 0.04
 
-_put_attempted_at = getattr(Job, "attempted_at").__set__  # noqa: B009
-
 
 @dataclass(slots=True)
 class Hold:
@@ -41,7 +39,7 @@ class Hold:
         self.job = claimed_job_of(self.prefetched.popleft(), self.job.scope, str(self.job.attempted_by))
         self.since, self.noted = now, False
         if self.claimed_at is not None:
-            _put_attempted_at(self.job, self.claimed_at + timedelta(seconds=now - self.began))
+            self.job.__dict__["attempted_at"] = self.claimed_at + timedelta(0, now - self.began)
         return self.job
 
     @property

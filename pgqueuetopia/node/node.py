@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
 
 import anyio
@@ -18,7 +19,7 @@ from pgqueuetopia.failure import FailurePolicy
 from pgqueuetopia.job import Job
 from pgqueuetopia.node.bell import Bell
 from pgqueuetopia.node.cleaner import clean_for_ever
-from pgqueuetopia.node.execution import Execution, Listener
+from pgqueuetopia.node.execution import Execution, Listener, task_name
 from pgqueuetopia.node.plan import Plan
 from pgqueuetopia.node.room import Room
 from pgqueuetopia.node.scheduler import Scheduler
@@ -251,10 +252,17 @@ class Node:
             return len(await self._repo.persist(self._plan.scope, self.name, columns, keep=keep))
 
     def _start(self, jobs: asyncio.TaskGroup, job: Job, listener: Listener) -> None:
-        jobs.create_task(self._execution.run(job, listener), name=f"job {job.id}")
+        jobs.create_task(self._run(jobs, job, listener), name=task_name(job))
         if self._turns is not None:
             self._turns.took(self.name)
             jobs.create_task(self._turns.tell(), name="turn")
+
+    async def _run(self, jobs: asyncio.TaskGroup, job: Job, listener: Listener) -> None:
+        context = copy_context()
+        following = await self._execution.run(job, listener)
+        if following is not None:
+            # In the context that this one began with.
+            context.run(self._start, jobs, following, listener)
 
     def _after_save(self, jobs: asyncio.TaskGroup, one: Ended) -> None:
         if (hook := self._execution.hook(one)) is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from contextvars import Context, copy_context
 from enum import Enum, auto
 
 # In seconds: how long what is stopped may take to clean up before it is stopped again.
@@ -24,16 +25,24 @@ class Run:
     seconds after that is cancelled again: anyio's processes are killed only then.
     """
 
-    __slots__ = ("_again", "_cancels", "_task", "in_thread", "stopped")
+    __slots__ = ("_again", "_cancels", "_context", "_task", "in_thread", "stopped")
 
-    def __init__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None, "a job is run by a task"
+    def __init__(self, task: "asyncio.Task[object]") -> None:
         self._task = task
         self._again: asyncio.TimerHandle | None = None
         self._cancels = 0
+        self._context: Context | None = None
         self.stopped: Stop | None = None
         self.in_thread = False
+
+    def begin(self) -> None:
+        """The performer is called."""
+        self._context = copy_context()
+
+    @property
+    def leaves_no_trace(self) -> bool:
+        """Whether its task is as it was: not cancelled by anybody, and with the same context variables."""
+        return not (self._cancels or self._task.cancelling()) and self._context in (None, copy_context())
 
     def stop(self, why: Stop) -> None:
         """Cancel the task; the first reason counts."""

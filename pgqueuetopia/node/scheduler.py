@@ -112,8 +112,8 @@ class Scheduler:
         self._has_begun(job.id)
         return self.session.is_fresh
 
-    def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
-        """A job has ended: have it written, and the next of its queue started, or the queue looked at."""
+    def end(self, job: Job, settlement: Settlement, result: str | None) -> Job | None:
+        """A job has ended: have it written, and the next of its queue run, or the queue looked at."""
         self._has_begun(job.id)
         now = time.monotonic()
         hold = self.running[_key(job)]
@@ -136,11 +136,11 @@ class Scheduler:
             )
         )
         if hold.prefetched and succeeded and self._may_go_on(hold, now):
-            self.start(hold.go_on(now))
-            return
+            return hold.go_on(now)
         del self.running[_key(job)]
         self._give_back(hold)
         self.bell.ring()
+        return None
 
     def _may_go_on(self, hold: Hold, now: float) -> bool:
         """Whether what was prefetched is to be started; not where the queue may run elsewhere by now."""

@@ -118,7 +118,7 @@ class _Listener:
         return True
 
     def end(self, job: Job, settlement: Settlement, result: str | None) -> None:
-        """Keep it until it is written."""
+        """Keep it until it is written; nothing follows."""
         run_time = anyio.current_time() - self._begun
         self.ended.append(Ended(job.queue, job, settlement, result, run_time=run_time))
 

@@ -1,9 +1,11 @@
 """A node with several jobs of a queue runs them one by one, and gives back what it cannot start."""
 
+import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 
@@ -76,6 +78,53 @@ async def test_a_job_that_fails_is_run_again_before_what_was_prefetched_behind_i
             await until_all_is_done(app)
     expected = [again for job in jobs for again in [job] * (2 if job % 7 == 0 else 1)]
     assert (performer.ids, performer.overlaps) == (expected, [])
+
+
+async def test_jobs_of_a_queue_share_a_task_while_nobody_can_tell(dsn: str) -> None:
+    """A task for each would cost a fifth of what a job costs a node."""
+    tasks: dict[int, asyncio.Task[Any] | None] = {}
+    names: dict[int, str] = {}
+
+    def note(job: Job) -> None:
+        tasks[job.id] = task = asyncio.current_task()
+        names[job.id] = task.get_name() if task is not None else ""
+
+    async with an_app(dsn, Strict(note), prefetch=16) as app:
+        jobs = await fill(app)
+        async with app.running():
+            await until_all_is_done(app)
+    assert len(set(tasks.values())) < JOBS / 4
+    assert names == {job: f"job {job}" for job in jobs}
+
+
+seen: ContextVar[int] = ContextVar("seen")
+
+
+async def test_what_a_job_does_to_its_task_is_not_there_for_the_next(dsn: str) -> None:
+    """Context variables that it sets, and a cancellation that it swallows."""
+    found: list[int | None] = []
+    cancelling: list[int] = []
+
+    async def spoil(job: Job) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        found.append(seen.get(None))
+        cancelling.append(task.cancelling())
+        if job.id % 3 == 0:
+            seen.set(job.id)
+        elif job.id % 3 == 1:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
+    performer = Strict(spoil)
+    async with an_app(dsn, performer, prefetch=16) as app:
+        jobs = await fill(app)
+        async with app.running():
+            await until_all_is_done(app)
+    assert (performer.ids, performer.overlaps) == (jobs, [])
+    assert set(found) == {None}
+    assert set(cancelling) == {0}
 
 
 class Stuck:

@@ -14,7 +14,9 @@ async def runs(number: int) -> AsyncIterator[list[Run]]:
     made: list[Run] = []
 
     async def run() -> None:
-        made.append(Run())
+        task = asyncio.current_task()
+        assert task is not None
+        made.append(Run(task))
         await asyncio.sleep(60)
 
     tasks = [asyncio.create_task(run()) for _ in range(number)]
