@@ -298,12 +298,16 @@ begin
     ))
   )
   select
-    coalesce(array_agg(m.queue), '{}'), array_agg(m.queue) filter (where m.orphaned),
-    array_agg(case when not m.orphaned then m.place end), pg_current_snapshot()::text
+    coalesce(array_agg(m.queue order by m.n), '{}'), array_agg(m.queue) filter (where m.orphaned),
+    array_agg(case when not m.orphaned then m.place end order by m.n), pg_current_snapshot()::text
   into queues, v_orphans, places, snapshot
   from (
     -- As they were before this statement.
-    select r.queue, bool_or(r.taken) as orphaned, min(r.place) as place from mine r group by r.queue
+    select
+      r.queue, bool_or(r.taken) as orphaned, min(r.place) as place,
+      array_position(p_rows, min(r.id) filter (where r.is_marked)) as n
+    from mine r
+    group by r.queue
   ) m;
   if v_orphans is not null then
     select array_agg(o.id) into v_ids

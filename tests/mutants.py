@@ -114,7 +114,7 @@ MUTANTS = [
     Mutant(
         "a lock is kept though the row was gone: the stale head",
         ACQUIRE,
-        "    coalesce(array_agg(m.queue), '{}'), array_agg",
+        "    coalesce(array_agg(m.queue order by m.n), '{}'), array_agg",
         "    p_queues, array_agg",
         f"{RACES}::test_a_job_that_another_node_has_just_finished_is_not_run_again",
     ),
