@@ -1,7 +1,9 @@
 -- Which queues a node runs: the second part of step().
 
--- Which priorities there are in a run queue, the highest first, and where each begins.
-create function pgqueuetopia.priorities(p_scope text, out priorities integer[], out fronts timestamptz[])
+-- Which priorities there are in a run queue, the highest first, and where each begins, at the latest where a scan may.
+create function pgqueuetopia.priorities(
+  p_scope text, p_latest timestamptz, out priorities integer[], out fronts timestamptz[]
+)
 language plpgsql stable
 as $$
 declare
@@ -19,7 +21,7 @@ begin
     limit 1;
     exit when not found;
     priorities := priorities || v_priority;
-    fronts := fronts || v_front;
+    fronts := fronts || least(v_front, p_latest);
     v_below := v_priority;
   end loop;
 end
@@ -78,7 +80,7 @@ begin
   contended := false;
   is_full := false;
   if fronts is null or fronts = '{}' then
-    select p.priorities, p.fronts into priorities, fronts from pgqueuetopia.priorities(p_scope) p;
+    select p.priorities, p.fronts into priorities, fronts from pgqueuetopia.priorities(p_scope, p_now - c_late) p;
   end if;
   for i in 1 .. cardinality(priorities) loop
     exit when is_full;

@@ -207,6 +207,7 @@ begin
       saved := '{}';
       busy := '{}';
       v_acquired := '{}';
+      v_acquired_places := '{}';
       v_queues := '{}';
       v_places := '{}';
       v_snapshots := '{}';
@@ -313,7 +314,8 @@ begin
         into claimed, prefetched, again, v_let_go, v_skipped_too
         from pgqueuetopia.claim(
           p_scope, p_node, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, true, p_avoid, v_acquired,
-          v_acquired_places, v_acquired_snapshot, v_room - cardinality(v_acquired), suspended or not v_may_start, v_some_queue_suspended, v_careful
+          v_acquired_places, v_acquired_snapshot, v_room - cardinality(v_acquired), suspended or not v_may_start,
+          v_some_queue_suspended, v_careful
         ) c;
       end if;
       if p_rescue then
@@ -353,7 +355,7 @@ begin
   end loop;
   if cardinality(claimed) = 0 and not suspended then
     next_ready_in := pgqueuetopia.next_ready(
-      p_scope, coalesce(priorities, (pgqueuetopia.priorities(p_scope)).priorities), v_now
+      p_scope, coalesce(priorities, (pgqueuetopia.priorities(p_scope, v_now)).priorities), v_now
     );
     if cardinality(p_topics) > 0 then
       next_ready_in := least(next_ready_in, pgqueuetopia.next_topic_due(

@@ -55,6 +55,13 @@ MUTANTS = [
         f"{PREFETCHING}::test_what_a_job_does_to_its_task_is_not_there_for_the_next",
     ),
     Mutant(
+        "a scan begins where the first row is due, be it tomorrow",
+        ACQUIRE,
+        "fronts := fronts || least(v_front, p_latest);",
+        "fronts := fronts || v_front;",
+        f"{FRONT}::test_what_is_due_later_does_not_hide_what_comes_in_now",
+    ),
+    Mutant(
         "what is behind a head that is claimed alone is locked",
         CLAIM,
         "limit greatest(l.length, 1) - 1",

@@ -20,6 +20,10 @@ LATE = """
 insert into pgqueuetopia.jobs (scope, queue, action, scheduled_at)
 values ('Test', $1, 'a', now() - interval '1 second')
 """
+SCHEDULED = """
+insert into pgqueuetopia.jobs (scope, queue, action, priority, scheduled_at)
+values ('Test', $1, 'a', $2, now() + interval '1 day')
+"""
 # Rows that came and went, one transaction each.
 CHURN = """
 do $$ declare came bigint; gone bigint[]; begin
@@ -55,6 +59,20 @@ async def test_a_step_that_goes_on_finds_what_came_in_since(session: Session, co
     await connection.execute(INSERT, "b", 0)
     assert await claimed(session, everything=False) == ["b"]
     assert await claimed(session, everything=False) == []
+
+
+async def test_what_is_due_later_does_not_hide_what_comes_in_now(
+    session: Session, connection: Connection
+) -> None:
+    """In a priority in which there is nothing else, and in one for which there was no room."""
+    await connection.execute(SCHEDULED, "tomorrow", 0)
+    await connection.execute(SCHEDULED, "tomorrow", 7)
+    for number in range(10):
+        await connection.execute(INSERT, f"urgent{number}", 7)
+    assert len(await claimed(session)) == 10
+    await connection.execute(INSERT, "now", 0)
+    await connection.execute(INSERT, "now, and urgent", 7)
+    assert await claimed(session, everything=False) == ["now, and urgent", "now"]
 
 
 async def test_what_is_due_since_before_the_front_is_found_by_a_look_at_everything(
