@@ -62,6 +62,13 @@ MUTANTS = [
         f"{FRONT}::test_what_is_due_later_does_not_hide_what_comes_in_now",
     ),
     Mutant(
+        "a node that is called out of its sleep, and finds nothing new, sleeps on",
+        SCHEDULER,
+        "        elif called:\n",
+        "        elif False:\n",
+        f"{SCHEDULING}::test_a_job_that_is_due_since_long_calls_a_node_out_of_its_sleep",
+    ),
+    Mutant(
         "what is behind a head that is claimed alone is locked",
         CLAIM,
         "limit greatest(l.length, 1) - 1",

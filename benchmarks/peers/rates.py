@@ -22,7 +22,7 @@ QUEUES = 1_000
 OURS = (
     Workload(scaled(50_000), QUEUES),
     Workload(scaled(50_000), QUEUES, concurrency=500),
-    Workload(scaled(50_000), QUEUES, prefetch=16, keep=False),
+    Workload(scaled(50_000), QUEUES, prefetch=32, keep=False),
 )
 # In seconds, for the jobs of a round.
 LIMIT = 600

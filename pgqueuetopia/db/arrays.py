@@ -6,12 +6,14 @@ from datetime import datetime
 
 def numbers(values: Iterable[float | None]) -> str:
     """For ::bigint[] or ::double precision[]."""
-    return f"{{{','.join(['NULL' if value is None else str(value) for value in values])}}}"
+    return f"{{{','.join(map(str, values)).replace('None', 'NULL')}}}"
 
 
 def texts(values: Iterable[str | None]) -> str:
-    """For ::text[]."""
-    return f"{{{','.join(['NULL' if value is None else _quoted(value) for value in values])}}}"
+    """For ::text[]; many are the same."""
+    known = list(values)
+    told = {value: "NULL" if value is None else _quoted(value) for value in set(known)}
+    return f"{{{','.join([told[value] for value in known])}}}"
 
 
 def times(values: Iterable[datetime | None]) -> str:

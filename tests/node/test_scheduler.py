@@ -1,6 +1,7 @@
 """Where much has ended a step settles half of it: the other half stays held, and takes up its room."""
 
 from collections import defaultdict
+from datetime import timedelta
 
 import asyncpg
 import pytest
@@ -24,6 +25,22 @@ CLAIMED = "select count(*) from pgqueuetopia.jobs where attempted_at is not null
 
 def jobs(queues: int, each: int) -> list[NewJob]:
     return [NewJob(f"q{n % queues}", "a") for n in range(queues * each)]
+
+
+SLEEPS = "select pgqueuetopia.is_held('sleeping', 'Test')"
+
+
+async def test_a_job_that_is_due_since_long_calls_a_node_out_of_its_sleep(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """It looks for what is new first, does not find it there, and looks at everything."""
+    performer = Recorder()
+    async with an_app(dsn, performer) as app, app.running():
+        for ago in (0, 3_600):
+            await eventually(lambda: connection.fetchval(SLEEPS))
+            await app.create_job("q", "a", scheduled_at=timedelta(seconds=-ago))
+            await eventually(lambda: performer.performed)
+            performer.performed.clear()
 
 
 @pytest.mark.parametrize("prefetch", [1, 16])
