@@ -375,12 +375,17 @@ begin
         attempted_by = p_node,
         prefetched_to = l.prefetched_to
       from unnest(v_due) l
-      where j.id = l.id and j.outcome is null
+      where j.id = l.id
+        and j.outcome is null
+        -- Still: somebody may have moved it since the look, by hand.
+        and j.scope = p_scope
+        and j.queue = l.queue
+        and greatest(j.scheduled_at, j.next_attempt_at) <= v_now
       returning pgqueuetopia.as_claimed(j, 0) as job
     )
     select coalesce(array_agg(c.job), '{}') into claimed from claiming c;
     if cardinality(claimed) < cardinality(v_due) then
-      -- Due, but ended by somebody else in this very moment: still ours, to be looked at again.
+      -- Due, but ended or moved by somebody else in this very moment: still ours, to be looked at again.
       again := array(
         select l.queue from unnest(v_due) l where l.id not in (select c.id from unnest(claimed) c)
       );

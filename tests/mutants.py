@@ -69,6 +69,13 @@ MUTANTS = [
         f"{SCHEDULING}::test_a_job_that_is_due_since_long_calls_a_node_out_of_its_sleep",
     ),
     Mutant(
+        "a job that was moved by hand since the look is run where it was",
+        CLAIM,
+        "        and j.queue = l.queue\n",
+        "",
+        f"{RACES}::test_a_job_that_is_moved_by_hand_between_look_and_claim_is_not_run_where_it_was",
+    ),
+    Mutant(
         "what is behind a head that is claimed alone is locked",
         CLAIM,
         "limit greatest(l.length, 1) - 1",

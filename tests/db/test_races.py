@@ -177,6 +177,32 @@ async def test_a_job_that_commits_after_the_look_at_a_queue_is_not_stranded(raci
         assert ids(await look(a)) == [late.id]
 
 
+@pytest.mark.parametrize("change", ["queue = 'other'", "scheduled_at = now() + interval '1 hour'"])
+async def test_a_job_that_is_moved_by_hand_between_look_and_claim_is_not_run_where_it_was(
+    racing_dsn: str, change: str
+) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a") as [a]:
+        moved, stays = [await app.create_job("q", "a") for _ in range(2)]
+        results: list[Stepped] = []
+
+        async def look_from_a() -> None:
+            results.append(await look(a))
+
+        async with (
+            failpoints.stopping(racing_dsn, "looked", "a") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(look_from_a)
+            await stop.reached()
+            connection = await asyncpg.connect(racing_dsn)
+            await connection.execute(f"update pgqueuetopia.jobs set {change} where id = $1", moved.id)
+            await connection.close()
+            await stop.release()
+        assert (results[0].claimed, results[0].again) == ([], ["q"])
+        stepped = await look(a, Ended("q"))
+        assert [job.id for job in stepped.claimed if job.queue == "q"] == [stays.id]
+
+
 async def test_a_job_that_commits_after_the_look_at_a_queue_that_goes_on_is_not_stranded(
     racing_dsn: str,
 ) -> None:
