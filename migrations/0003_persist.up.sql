@@ -3,7 +3,8 @@
 -- The plans must not depend on statistics, for these tables grow from nothing to millions of rows between
 -- two looks of autovacuum: the node's session leaves the planner index scans and nested loops alone, and
 -- "outcome is null" (the same as "done_at is null", by a constraint) keeps it off the partial indexes
--- where a row is found by its id. What one index alone must find is asked for in the order of that index, even where
+-- where a row is found by its id. That is asked for as "id = any (array[...])": of an "=" between two tables one that is small as
+-- the plan is made would be read from end to end. What one index alone must find is asked for in the order of that index, even where
 -- no order is needed ("order by r.xid"): under some statistics others look as good.
 --
 -- A line "failpoint: name" marks a place between two statements where the tests stop the world.
@@ -42,7 +43,7 @@ begin
     v_failed := array(
       select json_build_array('failed', j.id, j.queue, j.attempts, left(j.errors -> -1 ->> 'error', 200))::text
       from unnest(p_failed) i (id)
-      join pgqueuetopia.jobs j on j.id = i.id
+      join pgqueuetopia.jobs j on j.id = any (array[i.id])
       where j.id = any (p_ids)
     );
   end if;
@@ -56,7 +57,7 @@ begin
       end
     )::text
     from unnest(p_ids) i (id)
-    join pgqueuetopia.jobs j on j.id = i.id
+    join pgqueuetopia.jobs j on j.id = any (array[i.id])
   ));
 end
 $$;
@@ -68,7 +69,7 @@ as $$
   insert into pgqueuetopia.replies (scope, job, kind, value)
   select j.scope, coalesce(j.moved_from, j.id), 'moved', to_jsonb(m.queue)
   from unnest(p_ids, p_queues) m (id, queue)
-  join pgqueuetopia.jobs j on j.id = m.id
+  join pgqueuetopia.jobs j on j.id = any (array[m.id])
   where j.reply;
   insert into pgqueuetopia.jobs (
     scope, queue, action, params, priority, timeout, max_backoff, max_attempts, failure_mode, reply, moved_from
@@ -77,7 +78,7 @@ as $$
     j.scope, m.queue, j.action, j.params, j.priority, j.timeout, j.max_backoff, j.max_attempts,
     j.failure_mode, j.reply, coalesce(j.moved_from, j.id)
   from unnest(p_ids, p_queues) with ordinality m (id, queue, position)
-  join pgqueuetopia.jobs j on j.id = m.id
+  join pgqueuetopia.jobs j on j.id = any (array[m.id])
   order by m.position
   returning id
 $$;
@@ -128,7 +129,7 @@ begin
     busy := array(
       select j.id
       from pgqueuetopia.jobs j
-      join unnest(p_ids, p_claims) s (id, claim) on j.id = s.id and j.claim = s.claim
+      join unnest(p_ids, p_claims) s (id, claim) on j.id = any (array[s.id]) and j.claim = s.claim
       where j.done_at is null and j.id <> all (v_ids)
     );
   end if;
@@ -138,7 +139,7 @@ begin
       delete from pgqueuetopia.jobs j
       using unnest(p_ids, p_claims, p_spent, p_queues, p_snapshots, p_lengths)
         as s (id, claim, spent, queue, snapshot, length)
-      where j.id = s.id
+      where j.id = any (array[s.id])
         and j.claim = s.claim
         and j.scope = p_scope
         and s.spent is null
@@ -184,7 +185,7 @@ begin
         p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_queues, p_snapshots, p_lengths, p_run_times
       ) as u (id, claim, outcome, delay, spent, error, result, queue, snapshot, length, run_time)
     ) s
-    where j.id = s.id
+    where j.id = any (array[s.id])
       and j.claim = s.claim
       and j.scope = p_scope
       and j.outcome is null

@@ -230,8 +230,8 @@ as $$
   where j.outcome is null and j.id = any (array(
     select b.id
     from unnest(p_ids) r (id)
-    join pgqueuetopia.jobs first on first.id = r.id
-    join pgqueuetopia.jobs last on last.id = first.prefetched_to
+    join pgqueuetopia.jobs first on first.id = any (array[r.id])
+    join pgqueuetopia.jobs last on last.id = any (array[first.prefetched_to])
     cross join lateral (
       select b.id from pgqueuetopia.jobs b
       where b.scope = first.scope and b.queue = first.queue and b.done_at is null and not b.topic

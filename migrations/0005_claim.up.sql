@@ -375,7 +375,7 @@ begin
         attempted_by = p_node,
         prefetched_to = l.prefetched_to
       from unnest(v_due) l
-      where j.id = l.id
+      where j.id = any (array[l.id])
         and j.outcome is null
         -- Still: somebody may have moved it since the look, by hand.
         and j.scope = p_scope

@@ -320,7 +320,7 @@ begin
       attempted_at = v_now,
       attempted_by = p_node
     from chosen c
-    where j.id = c.id
+    where j.id = any (array[c.id])
       and j.claim = c.claim
       and j.outcome is null
       and coalesce(j.next_attempt_at, '-infinity') <= v_now

@@ -91,7 +91,7 @@ begin
     attempted_by = p_node,
     prefetched_to = b.last
   from unnest(p_ids, p_last) b (id, last)
-  where j.id = b.id and j.outcome is null and (not p_careful or j.id = any (v_ids));
+  where j.id = any (array[b.id]) and j.outcome is null and (not p_careful or j.id = any (v_ids));
 end
 $$;
 

@@ -162,6 +162,48 @@ async def test_a_queue_that_goes_on_does_not_pass_its_dead_rows(
     await holder.close()
 
 
+OTHERS = """
+insert into pgqueuetopia.jobs (scope, queue, action, done_at, outcome)
+select 'Test', 'other', 'a', now(), 'succeeded' from generate_series(1, 20000)
+"""
+
+
+@pytest.mark.parametrize("keep", [True, False])
+async def test_a_plan_that_was_made_for_one_job_is_good_for_many(
+    dsn: str, connection: Connection, keep: bool
+) -> None:
+    """Of each statement that writes to a job: of a table that is small a planner may as soon read all."""
+    async with sessions(dsn, "node") as [session]:
+        await connection.execute(INSERT, "a", 0)
+        await connection.execute("analyze pgqueuetopia.jobs, pgqueuetopia.run_queue")
+        [job] = (await look(session, keep=keep)).claimed
+        await connection.execute(SEVERAL)
+        await connection.execute("vacuum analyze pgqueuetopia.jobs")
+        stepped = await look(session, replace(done(job), size=4), keep=keep)
+        await note(session, stepped)
+        await connection.execute(OTHERS)
+        await eventually(lambda: are_alone(connection, session._connection))
+        entries = await entries_read(session)
+        ended = [replace(done(one), one_of_many=True) for one in stepped.claimed]
+        assert (await look(session, *ended, rescue=False, everything=False, keep=keep)).saved
+        await connection.execute(INSERT, "b", 0)
+        stepped = await look(session, rescue=False, everything=False)
+        await note(session, stepped)
+        assert await entries_read(session) - entries < 200
+
+
+# Fewer than would fill a page.
+SEVERAL = (
+    "insert into pgqueuetopia.jobs (scope, queue, action) select 'Test', 'a', 'a' from generate_series(1, 3)"
+)
+
+
+async def note(session: Session, stepped: Stepped) -> None:
+    """A step that tells which job runs, and that nothing is behind it."""
+    [job] = stepped.claimed
+    await look(session, room=0, rescue=False, running=[job], begun={job.id: None})
+
+
 # Jobs that came and went, of which nothing was kept.
 ENDED = """
 insert into pgqueuetopia.jobs (scope, queue, action) select 'Test', 'q', 'a' from generate_series(1, 2000);
