@@ -106,8 +106,8 @@ MUTANTS = [
     Mutant(
         "what comes in ahead of a queue just locked is not seen",
         CLAIM,
-        "select q.queue, q.place, null, p_acquired_snapshot, false, null",
-        "select q.queue, q.place, null, '9223372036854775807:9223372036854775807:', false, null",
+        "select q.queue, q.place, null, p_acquired_snapshot, null, false",
+        "select q.queue, q.place, null, '9223372036854775807:9223372036854775807:', null, false",
         f"{RACES}::test_a_job_that_commits_between_lock_and_look_ahead_of_all_others_is_the_first",
     ),
     Mutant(
@@ -256,7 +256,7 @@ MUTANTS = [
     Mutant(
         "what failed once is followed by what was behind it",
         CLAIM,
-        "case when j.next_attempt_at is null then a.length end as length",
+        "case when j.next_attempt_at is null then a.length end",
         "a.length",
         f"{PREFETCH}::test_one_that_waited_runs_alone",
     ),
