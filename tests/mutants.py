@@ -211,13 +211,6 @@ MUTANTS = [
         f"{RACES}::test_a_job_of_a_transaction_that_commits_while_the_one_behind_it_runs_is_the_next",
     ),
     Mutant(
-        "what was under way is looked for by an index that statistics make look good",
-        CLAIM,
-        "e.xid between r.xid and r.xid",
-        "e.xid = r.xid",
-        "tests/db/test_front.py::test_a_queue_that_goes_on_does_not_pass_its_dead_rows",
-    ),
-    Mutant(
         "a head that waits for its next attempt is not the first",
         CLAIM,
         "and w.done_at is null and w.next_attempt_at is not null",
