@@ -27,17 +27,14 @@ return case
 end;
 
 -- Wakes the sleeping nodes of a scope. A transaction that notifies takes a lock on the whole database
--- at commit, so nobody is notified while nobody sleeps. Returns whether somebody does.
-create function pgqueuetopia.ring(scope text) returns boolean
+-- at commit, so nobody is notified while nobody sleeps. (insert's trigger does the same without the call.)
+create function pgqueuetopia.ring(scope text) returns void
 language plpgsql
 as $$
-declare
-  v_sleeps boolean := pgqueuetopia.is_held('sleeping', scope);
 begin
-  if v_sleeps then
+  if pgqueuetopia.is_held('sleeping', scope) then
     perform pg_notify('pgqueuetopia_jobs', scope);
   end if;
-  return v_sleeps;
 end
 $$;
 

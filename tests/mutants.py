@@ -76,6 +76,13 @@ MUTANTS = [
         f"{RACES}::test_a_job_that_is_moved_by_hand_between_look_and_claim_is_not_run_where_it_was",
     ),
     Mutant(
+        "who asks for sleepers is taken for one",
+        TRIGGERS,
+        "  when not pg_try_advisory_lock_shared(pgqueuetopia.lock_key(purpose, scope))\n    then false\n",
+        "  when false then false\n",
+        f"{RACES}::test_who_asks_for_sleepers_is_not_taken_for_one",
+    ),
+    Mutant(
         "what is behind a head that is claimed alone is locked",
         CLAIM,
         "limit greatest(l.length, 1) - 1",

@@ -696,6 +696,21 @@ async def is_asleep(dsn: str) -> bool:
     return bool(found)
 
 
+@pytest.mark.parametrize(
+    ("holds", "sleeps"), [("pg_advisory_lock", False), ("pg_advisory_lock_shared", True)]
+)
+async def test_who_asks_for_sleepers_is_not_taken_for_one(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", holds: str, sleeps: bool
+) -> None:
+    """Another creator has the lock exclusively while it asks, and may lose the processor then."""
+    other = await asyncpg.connect(dsn)
+    await other.execute(f"select {holds}(pgqueuetopia.lock_key('sleeping', 'Test'))")
+    assert await connection.fetchval("select pgqueuetopia.is_held('sleeping', 'Test')") is sleeps
+    await other.close()
+    mine = f"select from {ADVISORY_LOCKS} where l.pid = pg_backend_pid()"
+    assert not await connection.fetch(mine), "what it locked to find out is unlocked"
+
+
 async def test_creators_notify_only_while_somebody_sleeps(
     dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
