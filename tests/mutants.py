@@ -83,6 +83,13 @@ MUTANTS = [
         f"{RACES}::test_who_asks_for_sleepers_is_not_taken_for_one",
     ),
     Mutant(
+        "who is called does not look for the queues of the dead any longer",
+        SCHEDULER,
+        "self._rescues = is_due and not (rescue and stepped.scanned)",
+        "self._rescues = rescue and not stepped.scanned",
+        f"{SCHEDULING}::test_a_node_that_is_called_as_it_falls_asleep_looks_for_the_queues_of_the_dead_all_the_same",
+    ),
+    Mutant(
         "what is behind a head that is claimed alone is locked",
         CLAIM,
         "limit greatest(l.length, 1) - 1",

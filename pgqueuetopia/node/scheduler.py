@@ -204,7 +204,8 @@ class Scheduler:
 
     async def _ask(self, ended: list[Ended]) -> Stepped:
         now = time.monotonic()
-        rescue = not self._called and (self._rescues or now - self._last_rescue >= self._rescue_pause)
+        is_due = self._rescues or now - self._last_rescue >= self._rescue_pause
+        rescue = is_due and not self._called
         may_claim = not (self.leaving or self.plan.pause.all)
         unsettled = self._unsettled()
         room = self.room.left(len(self.running) + len(unsettled), now) if may_claim else 0
@@ -237,7 +238,7 @@ class Scheduler:
         )
         for hold, job in begun:
             hold.noted = hold.job is job
-        self._rescues = rescue and not stepped.scanned
+        self._rescues = is_due and not (rescue and stepped.scanned)
         if rescue:
             self._last_rescue = time.monotonic()
             # Where there was no room for all of the dead it goes on soon. It scans everything, dead rows too:

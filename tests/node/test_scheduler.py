@@ -2,11 +2,14 @@
 
 from collections import defaultdict
 from datetime import timedelta
+from typing import Any
 
 import asyncpg
 import pytest
 
 from pgqueuetopia import Job, NewJob
+from pgqueuetopia.db.session import Session
+from pgqueuetopia.db.step import Stepped
 from pgqueuetopia.node.scheduler import SHARE
 from pgqueuetopia.slices import LONGEST_SLICE, SLICE, Slice
 from tests.support import Recorder, an_app, eventually
@@ -41,6 +44,31 @@ async def test_a_job_that_is_due_since_long_calls_a_node_out_of_its_sleep(
             await app.create_job("q", "a", scheduled_at=timedelta(seconds=-ago))
             await eventually(lambda: performer.performed)
             performer.performed.clear()
+
+
+async def test_a_node_that_is_called_as_it_falls_asleep_looks_for_the_queues_of_the_dead_all_the_same(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last look for them while it is alone: nobody else would find them for a minute."""
+    rescues: list[bool] = []
+    asleep, step = Session.fall_asleep, Session.step
+
+    async def fall_asleep(self: Session) -> tuple[int, bool]:
+        answer = await asleep(self)
+        rescues.clear()
+        await self._connection.execute("notify pgqueuetopia_jobs, 'Test'")
+        return answer
+
+    async def noted(self: Session, *given: Any, **known: Any) -> Stepped:
+        rescues.append(known["rescue"])
+        return await step(self, *given, **known)
+
+    monkeypatch.setattr(Session, "fall_asleep", fall_asleep)
+    monkeypatch.setattr(Session, "step", noted)
+    async with an_app(dsn, Recorder()) as app, app.running():
+        await eventually(lambda: len(rescues) > 1)
+        assert not rescues[0], "called: what is new comes first"
+        await eventually(lambda: any(rescues), within=5)
 
 
 @pytest.mark.parametrize("prefetch", [1, 16])
