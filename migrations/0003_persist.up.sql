@@ -86,10 +86,11 @@ $$;
 -- Write what became of jobs; the fence is claim. An outcome that is null leaves the job pending: after
 -- the delay, or blocked until an operator acts where that is null too. An attempt that is not spent is
 -- given back. A job that was prefetched (see claim) may have begun without our knowing: it counts its attempt now, and
--- began as long ago as its run took, in seconds. The arrays after the claims
--- may be shorter: the jobs beyond their end have succeeded, without a result, as most do. Returns what was saved,
--- with its queue, and the place at which the queue was if it has ended, and the snapshot and length that were given
--- with it (see claim); and what could not be saved because somebody has locked the row.
+-- began as long ago as its run took, in microseconds. The arrays after the claims
+-- may be shorter: the jobs beyond their end have succeeded, without a result, as most do. Returns what was saved; and of
+-- the last that has ended of each queue, as p_lasts says (beyond its end all are), its queue, its id, the place at which
+-- the queue was if it has ended, and the snapshot and length that were given with it (see claim); and what could not be
+-- saved because somebody has locked the row.
 create function pgqueuetopia.persist(
   p_scope text,
   p_node text,
@@ -102,13 +103,15 @@ create function pgqueuetopia.persist(
   p_results jsonb[],
   p_moves text[],
   p_queues text[],
+  p_lasts boolean[],
   p_snapshots text[],
   p_lengths integer[],
-  p_run_times double precision[],
+  p_run_times bigint[],
   p_keep boolean,
   p_careful boolean,
   out saved bigint[],
   out queues text[],
+  out ids bigint[],
   out places timestamptz[],
   out snapshots text[],
   out lengths integer[],
@@ -137,8 +140,8 @@ begin
     -- Most go at once. Those that nothing comes after: no reply, and no retry that a trigger would tell of.
     with gone as (
       delete from pgqueuetopia.jobs j
-      using unnest(p_ids, p_claims, p_spent, p_queues, p_snapshots, p_lengths)
-        as s (id, claim, spent, queue, snapshot, length)
+      using unnest(p_ids, p_claims, p_spent, p_queues, p_lasts, p_snapshots, p_lengths)
+        as s (id, claim, spent, queue, last, snapshot, length)
       where j.id = any (array[s.id])
         and j.claim = s.claim
         and j.scope = p_scope
@@ -147,10 +150,15 @@ begin
         and j.next_attempt_at is null
         and not j.reply
         and (not p_careful or j.id = any (v_ids))
-      returning j.id, s.queue, s.snapshot, s.length, case when j.queue = s.queue then j.scheduled_at end as place
+      returning
+        j.id, case when s.last is distinct from false then s.queue end as queue, s.snapshot, s.length,
+        case when j.queue = s.queue then j.scheduled_at end as place
     )
-    select array_agg(g.id), array_agg(g.queue), array_agg(g.place), array_agg(g.snapshot), array_agg(g.length)
-    into saved, queues, places, snapshots, lengths
+    select
+      array_agg(g.id), array_agg(g.queue) filter (where g.queue is not null),
+      array_agg(g.id) filter (where g.queue is not null), array_agg(g.place) filter (where g.queue is not null),
+      array_agg(g.snapshot) filter (where g.queue is not null), array_agg(g.length) filter (where g.queue is not null)
+    into saved, queues, ids, places, snapshots, lengths
     from gone g;
     if cardinality(saved) = cardinality(p_ids) then
       return;
@@ -169,7 +177,7 @@ begin
       attempts = greatest(
         j.attempts + (j.attempted_at is null)::integer - (s.spent is not distinct from false)::integer, 0
       ),
-      attempted_at = coalesce(j.attempted_at, v_now - coalesce(s.run_time, 0) * interval '1 second'),
+      attempted_at = coalesce(j.attempted_at, v_now - coalesce(s.run_time, 0) * interval '1 microsecond'),
       attempted_by = coalesce(j.attempted_by, p_node),
       prefetched_to = null,
       errors = case
@@ -180,10 +188,11 @@ begin
     from (
       select
         u.id, u.claim, case when u.spent is null then 'succeeded' else u.outcome end as outcome,
-        u.delay, u.spent, u.error, u.result, u.queue, u.snapshot, u.length, u.run_time
+        u.delay, u.spent, u.error, u.result, u.queue, u.last, u.snapshot, u.length, u.run_time
       from unnest(
-        p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_queues, p_snapshots, p_lengths, p_run_times
-      ) as u (id, claim, outcome, delay, spent, error, result, queue, snapshot, length, run_time)
+        p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_queues, p_lasts, p_snapshots, p_lengths,
+        p_run_times
+      ) as u (id, claim, outcome, delay, spent, error, result, queue, last, snapshot, length, run_time)
     ) s
     where j.id = any (array[s.id])
       and j.claim = s.claim
@@ -192,14 +201,18 @@ begin
       and (not p_careful or j.id = any (v_ids))
     -- The queue by which it was claimed: somebody may have moved it to another one since.
     returning
-      j.id, s.queue, s.snapshot, s.length,
+      j.id, case when s.last is distinct from false then s.queue end as queue, s.snapshot, s.length,
       case when j.done_at is not null and j.queue = s.queue then j.scheduled_at end as place,
       j.reply and (j.outcome is not null or s.error is not null) as tells
   )
   select
-    coalesce(saved || array_agg(s.id), '{}'), coalesce(queues || array_agg(s.queue), '{}'), places || array_agg(s.place),
-    snapshots || array_agg(s.snapshot), lengths || array_agg(s.length), array_agg(s.id) filter (where s.tells)
-  into saved, queues, places, snapshots, lengths, v_told
+    coalesce(saved || array_agg(s.id), '{}'), queues || array_agg(s.queue) filter (where s.queue is not null),
+    ids || array_agg(s.id) filter (where s.queue is not null),
+    places || array_agg(s.place) filter (where s.queue is not null),
+    snapshots || array_agg(s.snapshot) filter (where s.queue is not null),
+    lengths || array_agg(s.length) filter (where s.queue is not null),
+    array_agg(s.id) filter (where s.tells)
+  into saved, queues, ids, places, snapshots, lengths, v_told
   from saving s;
   if v_told is not null then
     perform pgqueuetopia.reply(v_told);

@@ -1,6 +1,6 @@
 drop procedure pgqueuetopia.step;
 drop function pgqueuetopia.note_begun;
-drop function pgqueuetopia.whose_jobs_have_ended(text[], bigint[], timestamptz[], text[], integer[], text[]);
+drop function pgqueuetopia.without(text[], bigint[], timestamptz[], text[], integer[], text[]);
 drop function pgqueuetopia.fall_asleep(text);
 drop function pgqueuetopia.started(text, integer);
 drop function pgqueuetopia.may_start(text);

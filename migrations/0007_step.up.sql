@@ -51,10 +51,9 @@ begin
 end
 $$;
 
--- Where several jobs of a queue were claimed at once: which queues are to be looked at, each once, from the place
--- that they came to. Not those of which another job runs, or cannot be saved yet.
-create function pgqueuetopia.whose_jobs_have_ended(
-  p_queues text[], p_ids bigint[], p_places timestamptz[], p_snapshots text[], p_lengths integer[], p_others text[],
+-- Of queues that are to be looked at those of which every job could be saved.
+create function pgqueuetopia.without(
+  p_queues text[], p_ids bigint[], p_places timestamptz[], p_snapshots text[], p_lengths integer[], p_busy text[],
   out queues text[], out ids bigint[], out places timestamptz[], out snapshots text[], out lengths integer[]
 )
 language plpgsql
@@ -63,13 +62,9 @@ begin
   select
     coalesce(array_agg(q.queue), '{}'), array_agg(q.id), array_agg(q.place), array_agg(q.snapshot), array_agg(q.length)
   into queues, ids, places, snapshots, lengths
-  from (
-    select distinct on (q.queue) q.*
-    from unnest(p_queues, p_ids, p_places, p_snapshots, p_lengths) q (queue, id, place, snapshot, length)
-    order by q.queue, q.place desc nulls last, q.id desc nulls last
-  ) q
+  from unnest(p_queues, p_ids, p_places, p_snapshots, p_lengths) q (queue, id, place, snapshot, length)
   -- A topic's job has no queue here.
-  where q.queue not in (select o.queue from unnest(p_others) o (queue) where o.queue is not null);
+  where q.queue <> all (array_remove(p_busy, null));
 end
 $$;
 
@@ -99,8 +94,8 @@ create procedure pgqueuetopia.step(
   p_scope text,
   p_node text,
   -- what became of jobs (an id is null where a held queue is only to be looked at again; see persist for the
-  -- arrays that may be shorter), their queues, the snapshots of the steps that claimed them, and which queues'
-  -- slice is over
+  -- arrays that may be shorter), their queues, whether each is the last of its queue, the snapshots of the steps that
+  -- claimed them, and which queues' slice is over
   p_ids bigint[],
   p_claims bigint[],
   p_outcomes text[],
@@ -110,12 +105,12 @@ create procedure pgqueuetopia.step(
   p_results jsonb[],
   p_moves text[],
   p_queues text[],
+  p_lasts boolean[],
   p_snapshots text[],
   p_yielding text[],
-  -- how many jobs a queue gets at once (see claim); how long the jobs ran, in seconds, where some of several have ended
-  -- (else null); which of those that were prefetched run by now, and what is prefetched behind them (see note_begun)
+  -- how many jobs a queue gets at once (see claim); how long the jobs ran (see persist); which of those that were prefetched run by now, and what is prefetched behind them (see note_begun)
   p_lengths integer[],
-  p_run_times double precision[],
+  p_run_times bigint[],
   p_begun bigint[],
   p_prefetched_to bigint[],
   -- queues whose job runs on, and since when; queues that this node must not run; how many jobs may be claimed; whether to
@@ -194,9 +189,6 @@ declare
   v_line pgqueuetopia.line;
 begin
   crowded := false;
-  if p_run_times is not null then
-    v_known := p_running || array(select distinct q.queue from unnest(p_queues) q (queue));
-  end if;
   if p_started > 0 then
     perform pgqueuetopia.started(p_scope, p_started);
   end if;
@@ -209,6 +201,7 @@ begin
       v_acquired := '{}';
       v_acquired_places := '{}';
       v_queues := '{}';
+      v_ids := '{}';
       v_places := '{}';
       v_snapshots := '{}';
       v_lengths := '{}';
@@ -220,11 +213,11 @@ begin
       v_line := null;
       v_first := 0;
       if cardinality(p_ids) > 0 then
-        select p.saved, p.queues, p.places, p.snapshots, p.lengths, p.busy
-        into saved, v_queues, v_places, v_snapshots, v_lengths, busy
+        select p.saved, coalesce(p.queues, '{}'), p.ids, p.places, p.snapshots, p.lengths, p.busy
+        into saved, v_queues, v_ids, v_places, v_snapshots, v_lengths, busy
         from pgqueuetopia.persist(
-          p_scope, p_node, p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_moves, p_queues, p_snapshots,
-          p_lengths, p_run_times, p_keep, v_careful
+          p_scope, p_node, p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_moves, p_queues, p_lasts,
+          p_snapshots, p_lengths, p_run_times, p_keep, v_careful
         ) p;
       end if;
       if array_position(p_ids, null) is not null then
@@ -233,13 +226,12 @@ begin
           select q.queue from unnest(p_ids, p_queues) q (id, queue) where q.id is null
         );
       end if;
-      v_ids := saved;
-      if p_run_times is not null then
-        select h.queues, h.ids, h.places, h.snapshots, h.lengths into v_queues, v_ids, v_places, v_snapshots, v_lengths
-        from pgqueuetopia.whose_jobs_have_ended(
-          v_queues, saved, v_places, v_snapshots, v_lengths,
-          p_running || array(select b.queue from unnest(p_ids, p_queues) b (id, queue) where b.id = any (busy))
-        ) h;
+      if cardinality(busy) > 0 then
+        select w.queues, w.ids, w.places, w.snapshots, w.lengths into v_queues, v_ids, v_places, v_snapshots, v_lengths
+        from pgqueuetopia.without(
+          v_queues, v_ids, v_places, v_snapshots, v_lengths,
+          array(select b.queue from unnest(p_ids, p_queues) b (id, queue) where b.id = any (busy))
+        ) w;
       end if;
       if cardinality(p_begun) > 0 then
         perform pgqueuetopia.note_begun(p_node, p_begun, p_prefetched_to, v_careful);

@@ -22,7 +22,17 @@ from pgqueuetopia.db.driver import (
 )
 from pgqueuetopia.db.repo import TOOK
 from pgqueuetopia.db.statements import SQL
-from pgqueuetopia.db.step import NO_LINES, Ended, Lines, Stepped, settlement_columns, size_columns, stepped_of
+from pgqueuetopia.db.step import (
+    NO_LINES,
+    Ended,
+    Lines,
+    Stepped,
+    in_order,
+    last_of_queues,
+    queue_columns,
+    settlement_columns,
+    stepped_of,
+)
 from pgqueuetopia.errors import DatabaseUnavailable, Misconfigured
 
 JOBS_CHANNEL = "pgqueuetopia_jobs"
@@ -196,7 +206,7 @@ class Session:
         careful: bool = False,
         lines: Lines | None = None,
     ) -> Stepped:
-        """Persist what ended (in_order) and claim the next jobs, for all queues, in one round trip.
+        """Persist what ended, oldest first, and claim the next jobs, for all queues, in one round trip.
 
         `running`: the queues whose job runs on, and when it was claimed, by the server's clock.
         `everything`: scan the run queue from its start, and not from where the last step came to.
@@ -207,7 +217,10 @@ class Session:
         another one waits for them a little, and then becomes careful.
         `lines`: the topics of this node.
         """
+        last = last_of_queues(ended, running)
+        ended = in_order(ended)
         ids, claims, *settlements = settlement_columns(ended, self.node)
+        queues, lasts, snapshots, sizes, run_times = queue_columns(ended, last, keep=keep)
         begun = begun or {}
         [row] = await self._fetch(
             "step",
@@ -216,8 +229,8 @@ class Session:
             numbers(ids),
             numbers(claims),
             *settlements,
-            texts([None if one.slot else one.queue for one in ended]),
-            texts([one.snapshot for one in ended]),
+            queues,
+            snapshots,
             texts(yielding),
             texts(running),
             times(running.values()),
@@ -230,9 +243,11 @@ class Session:
             careful,
             *((None, None) if everything else self._front),
             *(lines.columns(self._topic_fronts) if lines else NO_LINES),
-            *size_columns(ended),
+            sizes,
+            run_times,
             numbers(begun),
             numbers(begun.values()),
+            lasts,
         )
         if row["priorities"]:
             self._front = row["priorities"], row["fronts"]

@@ -1,6 +1,6 @@
 """What goes into a step, and what comes out of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 
 from pgqueuetopia.db import rows
-from pgqueuetopia.db.arrays import numbers
+from pgqueuetopia.db.arrays import numbers, texts
 from pgqueuetopia.job import Job
 from pgqueuetopia.outcome import SUCCEEDED, Settlement
 from pgqueuetopia.slices import Slice
@@ -145,11 +145,28 @@ def settlement_columns(ended: Sequence[Ended], node: str) -> tuple[list[Any], ..
     )
 
 
-def size_columns(ended: Sequence[Ended]) -> tuple[str, str | None]:
-    """How many jobs each queue gets at once, and how long each job ran; neither where it does not matter."""
+def last_of_queues(ended: Iterable[Ended], running: Container[Any]) -> dict[str, Ended]:
+    """Of queues of which nothing runs any longer, what ended last: then the queue is looked at."""
+    return {one.queue: one for one in ended if one.queue not in running}
+
+
+def queue_columns(ended: Sequence[Ended], last: Mapping[str, Ended], *, keep: bool) -> tuple[str, ...]:
+    """What each tells of its queue: name, whether it is the last, the snapshot, how many it gets at once.
+
+    And how long each job ran, in microseconds. Empty where it is the same for all, or does not matter: only
+    of several that were claimed at once the server does not know when each began.
+    """
+    lasts = [last.get(one.queue) is one for one in ended]
     sizes = [one.size for one in ended] if any(one.size > 1 for one in ended) else []
-    run_times = [one.run_time for one in ended] if any(one.one_of_many for one in ended) else None
-    return numbers(sizes), None if run_times is None else numbers(run_times)
+    kept = ended if keep else [one for one in ended if not one.is_plain]
+    run_times = [int(one.run_time * 1e6) for one in kept] if any(one.one_of_many for one in kept) else []
+    return (
+        texts([None if one.slot else one.queue for one in ended]),
+        numbers([] if all(lasts) else lasts),
+        texts([one.snapshot if is_last else None for one, is_last in zip(ended, lasts, strict=True)]),
+        numbers(sizes),
+        numbers(run_times),
+    )
 
 
 def in_order(ended: Iterable[Ended]) -> list[Ended]:

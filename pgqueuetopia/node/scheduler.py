@@ -12,7 +12,7 @@ import anyio.lowlevel
 import structlog
 
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Ended, Lines, Stepped, in_order
+from pgqueuetopia.db.step import Ended, Lines, Stepped, last_of_queues
 from pgqueuetopia.job import Job
 from pgqueuetopia.node.bell import Bell
 from pgqueuetopia.node.hold import LONG, Hold
@@ -172,7 +172,7 @@ class Scheduler:
         self.bell.hear()
         await self.before_step(self.session)
         self._give_back_late()
-        ended = in_order(self._take())
+        ended = self._take()
         self._has_news = False
         try:
             stepped = await self._ask(ended)
@@ -210,7 +210,9 @@ class Scheduler:
         unsettled = self._unsettled()
         room = self.room.left(len(self.running) + len(unsettled), now) if may_claim else 0
         # The queues of which nothing runs any longer.
-        over = {one.queue: one.slice for one in ended if not one.slot and one.queue not in self.running}
+        over = {
+            queue: one.slice for queue, one in last_of_queues(ended, self.running).items() if not one.slot
+        }
         most = min(self.plan.prefetch, max(1, MOST_IN_A_STEP // max(1, len(over))))
         for one in ended:
             one.size = min(one.size, most)
@@ -317,17 +319,14 @@ class Scheduler:
             log.warning("outcome_lost", job=one.job.id, queue=one.queue, claim=one.job.claim)
 
     def _look_again_at_lost(self, ended: list[Ended], stepped: Stepped) -> None:
-        """Queues of which nothing could be written, and so nobody has looked at them."""
-        lost: dict[str, Slice | None] = {}
-        known = set(self.running)
-        for one in ended:
-            if one.job is None or one.job.id in stepped.saved or one.job.id in stepped.busy:
-                known.add(one.queue)
-            elif not one.slot:
-                lost[one.queue] = one.slice
-        self.ended += [
-            Ended(queue=queue, slice=slice_) for queue, slice_ in lost.items() if queue not in known
-        ]
+        """Queues of which the last outcome could not be written, and so nobody has looked at them."""
+        if len(stepped.saved) == len(ended):
+            return
+        busy = {one.queue for one in ended if one.job and one.job.id in stepped.busy}
+        for queue, one in last_of_queues(ended, self.running).items():
+            is_told = one.job is None or one.job.id in stepped.saved
+            if not (one.slot or is_told or queue in busy):
+                self.ended.append(Ended(queue=queue, slice=one.slice))
 
     def _start(self, job: Job) -> None:
         """Start a job, or give it back: the step that claimed it was under way when we were told to stop."""

@@ -9,7 +9,7 @@ import asyncpg
 
 from pgqueuetopia import Job
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Ended, Stepped, in_order
+from pgqueuetopia.db.step import Ended, Stepped
 from pgqueuetopia.outcome import Settlement
 from tests.support import eventually
 
@@ -41,7 +41,7 @@ async def open_session(dsn: str, node: str) -> Session:
 async def look(session: Session, *ended: Ended, room: int = 10, over: bool = False, **known: Any) -> Stepped:
     """One step that settles what ended and claims up to `room` jobs, looking for the queues of the dead."""
     return await session.step(
-        in_order(ended),
+        ended,
         [one.queue for one in ended] if over else [],
         {job.queue: job.attempted_at for job in known.get("running", [])},
         [],

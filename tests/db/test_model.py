@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from pgqueuetopia import Job, JobNotFound, Queuetopia, Repo
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Ended, in_order
+from pgqueuetopia.db.step import Ended
 from pgqueuetopia.outcome import Failure, Settlement
 from tests.conftest import EMPTY
 from tests.db.model import Model
@@ -139,7 +139,7 @@ class World(RuleBasedStateMachine):
 
     def _step(self, session: Session, ended: list[Ended], node: str) -> list[int]:
         running = {job.queue: self.claimed[job.id].attempted_at for job in self.model.running(node)}
-        stepped = self.runner.run(session.step(in_order(ended), [], running, [], 10, rescue=True, keep=True))
+        stepped = self.runner.run(session.step(ended, [], running, [], 10, rescue=True, keep=True))
         self.runner.run(session.started())
         assert stepped.saved == {one.job.id for one in ended if one.job}
         self.claimed |= {job.id: job for job in stepped.claimed}

@@ -1,5 +1,6 @@
 """Several jobs of a queue claimed at once, in a fixed order: what was prefetched, and what becomes of it."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import anyio
@@ -373,12 +374,23 @@ async def test_a_queue_is_not_looked_at_while_one_of_several_cannot_be_written(
         assert [job.id for job in jobs_of(await look(a, ended[0]))] == [job.id for job in jobs[2:]]
 
 
+async def test_a_queue_is_not_looked_at_where_the_last_of_several_is_not_written(dsn: str) -> None:
+    """Nor let go: its node looks at it anew."""
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        jobs = await several(app, a)
+        stale = replace(jobs[1], claim=jobs[1].claim + 1)
+        stepped = await look(a, one(jobs[0]), one(stale))
+        assert stepped.saved == {jobs[0].id}
+        assert stepped.claimed == []
+        assert (await look(b)).claimed == []
+        assert ids(await look(a, Ended("q"))) == [jobs[1].id]
+
+
 async def test_a_topics_job_that_cannot_be_written_holds_no_queue_back(
     connection: "asyncpg.Connection[asyncpg.Record]",
 ) -> None:
     looked_at = await connection.fetchval(
-        "select h.queues "
-        "from pgqueuetopia.whose_jobs_have_ended('{q}', '{1}', '{2026-01-01}', '{}', '{16}', '{null}') h"
+        "select w.queues from pgqueuetopia.without('{q}', '{1}', '{2026-01-01}', '{}', '{16}', '{null}') w"
     )
     assert looked_at == ["q"]
 

@@ -34,7 +34,7 @@ select
 # Step's arguments: nothing runs, nothing is avoided, there is room for fifty;
 # not careful, from the start, no topics, one job of a queue at once.
 WANTED: tuple[object, ...] = ("{}", "{}", [], 50)
-ANEW: tuple[object, ...] = (False, None, None, *NO_LINES, "{}", None, "{}", "{}")
+ANEW: tuple[object, ...] = (False, None, None, *NO_LINES, "{}", "{}", "{}", "{}", "{}")
 
 
 # What the statistics know: nothing, what is there, or what was there once.

@@ -250,3 +250,21 @@ def test_a_queue_gets_more_at_once_the_shorter_they_are(took: float, size: int) 
     now = time.monotonic()
     job: Any = None
     assert Hold(job, now - took, now, Slice(now), "", None, size=4).next_size(now) == size
+
+
+async def test_a_queue_goes_on_though_the_outcome_of_the_last_of_several_is_lost(dsn: str) -> None:
+    """Those before it were written by the same step, which does not look at the queue."""
+    async with an_app(dsn) as app:
+        jobs = await fill(app, 7)
+
+        async def claim_anew(job: Job) -> None:
+            if job.id == jobs[3]:
+                async with app.repo.connection() as connection:
+                    await connection.execute(
+                        "update pgqueuetopia.jobs set claim = claim + 1 where id = $1", jobs[6]
+                    )
+
+        performer = Strict(claim_anew)
+        async with an_app(dsn, performer, prefetch=16) as node, node.running():
+            await until_all_is_done(app)
+    assert (performer.ids, performer.overlaps) == ([*jobs, jobs[6]], [])
