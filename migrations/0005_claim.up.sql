@@ -331,29 +331,30 @@ begin
   elsif array_remove(p_lengths, null) <> '{}' then
     -- What is due behind a head, and was never started.
     with behind as materialized (
-      select l as head, b.jobs
+      -- Up to the first that is not.
+      select l as head, case when b.stop is null then b.jobs else b.jobs[:b.stop - 1] end as jobs
       from unnest(v_due) l
       left join lateral (
-        select array_agg(n.job) filter (where n.is_next) as jobs
-        from (
-          select
-            bool_and(
+        select
+          array_agg(pgqueuetopia.as_claimed(m, 1)) as jobs,
+          array_position(
+            array_agg(
               m.scheduled_at <= v_now
               and m.attempted_at is null
               and m.next_attempt_at is null
               and pg_column_size(m.params) <= c_long_params
-            ) over (order by m.scheduled_at, m.id rows unbounded preceding) as is_next,
-            pgqueuetopia.as_claimed(m, 1) as job
-          from (
-            select * from pgqueuetopia.jobs m
-            where m.scope = p_scope and m.queue = l.queue and m.done_at is null and not m.topic
-              and (m.scheduled_at, m.id) > (l.scheduled_at, l.id)
-            order by m.scheduled_at, m.id
-            -- None, where it gets one job alone.
-            limit greatest(l.length, 1) - 1
-            for no key update
-          ) m
-        ) n
+            ),
+            false
+          ) as stop
+        from (
+          select * from pgqueuetopia.jobs m
+          where m.scope = p_scope and m.queue = l.queue and m.done_at is null and not m.topic
+            and (m.scheduled_at, m.id) > (l.scheduled_at, l.id)
+          order by m.scheduled_at, m.id
+          -- None, where it gets one job alone.
+          limit greatest(l.length, 1) - 1
+          for no key update
+        ) m
       ) b on true
     )
     select
