@@ -8,10 +8,11 @@ from pgqueuetopia.db.rows import Row, claimed_job_of
 from pgqueuetopia.job import Job
 from pgqueuetopia.slices import Slice
 
-# A queue that goes on gets twice as many jobs at once where the last ones took less than SHORT together; half
-# as many where they took longer than LONG, and those not started by then are given back. In seconds.
-SHORT = 0.015
+# Of several jobs that were claimed at once those not started after so long are given back. In seconds.
 LONG = 0.04
+# A queue that goes on gets as many at once as should take so long, by the last ones; at most so many times as many.
+MEANT = LONG / 2
+GROWTH = 8
 
 
 @dataclass(slots=True)
@@ -53,7 +54,5 @@ class Hold:
 
     def next_size(self, now: float) -> int:
         """How many jobs the queue gets at once when it goes on."""
-        took = now - self.began
-        if took < SHORT:
-            return 2 * self.size
-        return self.size if took < LONG else max(1, self.size // 2)
+        run = self.size - len(self.prefetched)
+        return max(1, round(run * min(GROWTH, MEANT / max(now - self.began, 1e-6))))

@@ -121,6 +121,7 @@ class Scheduler:
         run_time = now - hold.since
         hold.slice.used += run_time
         succeeded = settlement.outcome == "succeeded"
+        goes_on = hold.prefetched and succeeded and self._may_go_on(hold, now)
         self.ended.append(
             Ended(
                 queue=job.queue,
@@ -131,11 +132,11 @@ class Scheduler:
                 snapshot=hold.snapshot,
                 run_time=run_time,
                 slot=hold.slot,
-                size=hold.next_size(now) if succeeded else 1,
+                size=hold.next_size(now) if succeeded and not goes_on else 1,
                 one_of_many=hold.size > 1,
             )
         )
-        if hold.prefetched and succeeded and self._may_go_on(hold, now):
+        if goes_on:
             return hold.go_on(now)
         del self.running[_key(job)]
         self._give_back(hold)

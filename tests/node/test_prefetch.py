@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ import anyio.lowlevel
 import pytest
 
 from pgqueuetopia import Cancelled, Err, Job, Queuetopia
-from pgqueuetopia.node.hold import LONG, SHORT, Hold
+from pgqueuetopia.node.hold import GROWTH, LONG, MEANT, Hold
 from pgqueuetopia.slices import Slice
 from tests.support import Recorder, an_app, eventually
 
@@ -243,13 +244,16 @@ async def cancel_next(app: Queuetopia, jobs: list[int], job: Job) -> None:
 
 @pytest.mark.parametrize(
     ("took", "size"),
-    [(SHORT / 2, 8), ((SHORT + LONG) / 2, 4), (2 * LONG, 2)],
-    ids=["short", "neither", "long"],
+    [(MEANT / 100, 4 * GROWTH), (MEANT / 2, 8), (MEANT, 4), (2 * MEANT, 2), (1000 * LONG, 1)],
+    ids=["very short", "half", "as meant", "twice", "long"],
 )
 def test_a_queue_gets_more_at_once_the_shorter_they_are(took: float, size: int) -> None:
     now = time.monotonic()
     job: Any = None
+    row: Any = None
     assert Hold(job, now - took, now, Slice(now), "", None, size=4).next_size(now) == size
+    given_back = Hold(job, now - took, now, Slice(now), "", None, size=8, prefetched=deque([row] * 4))
+    assert given_back.next_size(now) == size
 
 
 async def test_a_queue_goes_on_though_the_outcome_of_the_last_of_several_is_lost(dsn: str) -> None:
