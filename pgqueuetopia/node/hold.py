@@ -10,7 +10,7 @@ from pgqueuetopia.slices import Slice
 
 # Of several jobs that were claimed at once those not started after so long are given back. In seconds.
 LONG = 0.04
-# A queue that goes on gets as many at once as should take so long, by the last ones; at most so many times as many.
+# A queue that goes on gets as many at once as should take so long by the last ones, at most so much more.
 MEANT = LONG / 2
 GROWTH = 8
 
