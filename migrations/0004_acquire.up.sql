@@ -1,5 +1,79 @@
 -- Which queues a node runs: the second part of step().
 
+-- In plpgsql, and not in SQL: its plan is kept.
+create function pgqueuetopia.some_suspended(p_scope text, p_key text) returns boolean
+language plpgsql stable
+as $$
+begin
+  return exists (
+    select from pgqueuetopia.job_configs c
+    where c.scope in ('*', p_scope) and c.key = p_key and pgqueuetopia.is_suspension(c.key, c.value)
+  );
+end
+$$;
+
+-- What a look at a queue has found: its first job, when that is due, how many jobs to claim at once, and the last that is
+-- prefetched behind it. Without a job, where there is none.
+create type pgqueuetopia.head as (
+  queue text,
+  suspended boolean,
+  id bigint,
+  priority integer,
+  scheduled_at timestamptz,
+  next_attempt_at timestamptz,
+  due_at timestamptz,
+  due boolean,
+  length integer,
+  prefetched_to bigint
+);
+
+-- What a look at queues that this session has locked has found: the heads that are due, the others, and what it has seen.
+create type pgqueuetopia.looked as (due pgqueuetopia.head[], others pgqueuetopia.head[], snapshot pg_snapshot);
+
+-- Queues that this session has taken, and what it has found there.
+create type pgqueuetopia.taken as (queues text[], looked pgqueuetopia.looked);
+
+-- What acquire has come to.
+create type pgqueuetopia.acquired as (
+  taken pgqueuetopia.taken,
+  -- whether some were contended, and whether there may be more than there was room for
+  contended boolean,
+  is_full boolean,
+  priorities integer[],
+  fronts timestamptz[],
+  -- how many of the rivals came first; queues that are topics: their jobs have become a topic's, and they are to be let go
+  rivals integer,
+  adopted text[]
+);
+
+-- The first job of a queue: one that waits for its next attempt, for nothing overtakes it; else the first from a place on.
+-- (It takes the place of its call, and an append is run in its order.)
+create function pgqueuetopia.first_job(p_scope text, p_queue text, p_start timestamptz)
+returns table (id bigint, priority integer, scheduled_at timestamptz, next_attempt_at timestamptz, due_at timestamptz)
+language sql stable
+as $$
+  (
+    select
+      w.id, w.priority, w.scheduled_at::timestamptz, w.next_attempt_at,
+      greatest(w.scheduled_at::timestamptz, w.next_attempt_at)
+    from pgqueuetopia.jobs w
+    where w.scope = p_scope and w.queue = p_queue
+      and w.done_at is null and w.next_attempt_at is not null and not w.topic
+    order by w.next_attempt_at, w.id limit 1
+  )
+  union all
+  (
+    select
+      f.id, f.priority, f.scheduled_at::timestamptz, f.next_attempt_at,
+      greatest(f.scheduled_at::timestamptz, f.next_attempt_at)
+    from pgqueuetopia.jobs f
+    where f.scope = p_scope and f.queue = p_queue and f.done_at is null and not f.topic
+      and f.scheduled_at >= p_start
+    order by f.scheduled_at, f.id limit 1
+  )
+  limit 1
+$$;
+
 -- Which priorities there are in a run queue, the highest first, and where each begins, at the latest where a scan may.
 create function pgqueuetopia.priorities(
   p_scope text, p_latest timestamptz, out priorities integer[], out fronts timestamptz[]
@@ -28,9 +102,8 @@ end
 $$;
 
 -- Lock queues that are due, highest priority first, then the one due longest. The lock comes before the
--- snapshot that reads the head (in claim), or a job that another node has just finished would run again.
--- A taken row belongs to a node; a rescue looks at those too, and finds the queues of the dead. Tells whether some
--- were contended, and whether there may be more than there was room for.
+-- snapshot that reads the head (in take), or a job that another node has just finished would run again.
+-- A taken row belongs to a node; a rescue looks at those too, and finds the queues of the dead.
 --
 -- The front of each priority is where the scan begins, so that nobody's snapshot has us pass the same dead rows
 -- again and again; it stays a little behind, for what commits late. Null: everything, from the start.
@@ -50,18 +123,12 @@ create function pgqueuetopia.acquire(
   p_topics text[],
   p_rival_priorities integer[],
   p_rival_dues timestamptz[],
-  inout priorities integer[],
-  inout fronts timestamptz[],
-  out queues text[],
-  -- where the first job of each is at the earliest (see take), and what was seen of that
-  out places timestamptz[],
-  out snapshot text,
-  out contended boolean,
-  out is_full boolean,
-  -- how many of the rivals came first; queues that are topics: their jobs have become a topic's, and they are to be let go
-  out rivals integer,
-  out adopted text[]
-)
+  -- whether nothing may be started, and whether configs suspend single queues
+  p_suspended boolean,
+  p_check_suspension boolean,
+  p_priorities integer[],
+  p_fronts timestamptz[]
+) returns pgqueuetopia.acquired
 language plpgsql
 as $$
 declare
@@ -70,20 +137,23 @@ declare
   r record;
   v_rows bigint[] := '{}';
   v_surplus bigint[] := '{}';
-  v_adopted bigint[] := '{}';
+  v_topic_rows bigint[] := '{}';
   v_rivals integer := coalesce(cardinality(p_rival_dues), 0);
   v_seen integer;
+  v_queues text[] := '{}';
+  v_adopted text[] := '{}';
+  v_passed integer := 0;
+  v_contended boolean := false;
+  v_is_full boolean := false;
+  v_priorities integer[] := p_priorities;
+  v_fronts timestamptz[] := p_fronts;
+  v_taken pgqueuetopia.taken;
 begin
-  queues := '{}';
-  adopted := '{}';
-  rivals := 0;
-  contended := false;
-  is_full := false;
-  if fronts is null or fronts = '{}' then
-    select p.priorities, p.fronts into priorities, fronts from pgqueuetopia.priorities(p_scope, p_now - c_late) p;
+  if v_fronts is null or v_fronts = '{}' then
+    select p.priorities, p.fronts into v_priorities, v_fronts from pgqueuetopia.priorities(p_scope, p_now - c_late) p;
   end if;
-  for i in 1 .. cardinality(priorities) loop
-    exit when is_full;
+  for i in 1 .. cardinality(v_priorities) loop
+    exit when v_is_full;
     v_seen := 0;
     for r in
       select
@@ -92,8 +162,8 @@ begin
         case when q.queue in (select h.queue from unnest(p_held) h (queue)) then array_position(p_held, q.queue) end as held
       from pgqueuetopia.run_queue q
       where q.scope = p_scope
-        and q.priority = priorities[i]
-        and q.ready_at >= fronts[i]
+        and q.priority = v_priorities[i]
+        and q.ready_at >= v_fronts[i]
         and q.ready_at <= p_now
         and (p_rescue or not q.taken)
         and q.queue <> all (p_avoid)
@@ -107,45 +177,45 @@ begin
           v_surplus := v_surplus || r.id;
         end if;
         continue;
-      elsif r.queue = any (queues) then
+      elsif r.queue = any (v_queues) then
         -- Removed by take.
         continue;
       elsif r.queue = any (p_topics) then
-        if r.queue = any (adopted)
+        if r.queue = any (v_adopted)
           or pg_try_advisory_lock(pgqueuetopia.lock_key('queue', p_scope, r.queue))
         then
-          v_adopted := v_adopted || r.id;
-          if r.queue <> all (adopted) then
-            adopted := adopted || r.queue;
+          v_topic_rows := v_topic_rows || r.id;
+          if r.queue <> all (v_adopted) then
+            v_adopted := v_adopted || r.queue;
           end if;
         end if;
         continue;
       end if;
-      while rivals < v_rivals and (
-        p_rival_priorities[rivals + 1] > priorities[i]
-        or (p_rival_priorities[rivals + 1] = priorities[i] and p_rival_dues[rivals + 1] <= r.ready_at)
+      while v_passed < v_rivals and (
+        p_rival_priorities[v_passed + 1] > v_priorities[i]
+        or (p_rival_priorities[v_passed + 1] = v_priorities[i] and p_rival_dues[v_passed + 1] <= r.ready_at)
       ) loop
-        rivals := rivals + 1;
+        v_passed := v_passed + 1;
       end loop;
-      is_full := cardinality(v_rows) + rivals >= p_room;
-      exit when is_full;
+      v_is_full := cardinality(v_rows) + v_passed >= p_room;
+      exit when v_is_full;
       if pg_try_advisory_lock(pgqueuetopia.lock_key('queue', p_scope, r.queue)) then
         v_rows := v_rows || r.id;
-        queues := queues || r.queue;
-        is_full := cardinality(v_rows) + rivals >= p_room;
-        exit when is_full;
+        v_queues := v_queues || r.queue;
+        v_is_full := cardinality(v_rows) + v_passed >= p_room;
+        exit when v_is_full;
       elsif not r.taken then
-        contended := true;
+        v_contended := true;
       end if;
     end loop;
-    fronts[i] := greatest(
-      fronts[i], case when is_full or v_seen = c_most then r.ready_at else p_now end - c_late
+    v_fronts[i] := greatest(
+      v_fronts[i], case when v_is_full or v_seen = c_most then r.ready_at else p_now end - c_late
     );
   end loop;
-  rivals := least(v_rivals, p_room - cardinality(v_rows));
+  v_passed := least(v_rivals, p_room - cardinality(v_rows));
   -- failpoint: locked
-  if cardinality(adopted) > 0 then
-    perform pgqueuetopia.adopt(p_scope, v_adopted, adopted);
+  if cardinality(v_adopted) > 0 then
+    perform pgqueuetopia.adopt(p_scope, v_topic_rows, v_adopted);
   end if;
   if cardinality(v_surplus) > 0 then
     delete from pgqueuetopia.run_queue q where q.id = any (array(
@@ -153,9 +223,9 @@ begin
     ));
   end if;
   if cardinality(v_rows) > 0 then
-    select t.queues, t.places, t.snapshot into queues, places, snapshot
-    from pgqueuetopia.take(p_scope, v_rows, queues, p_careful) t;
+    v_taken := pgqueuetopia.take(p_scope, v_rows, v_queues, p_careful, p_suspended, p_check_suspension, p_now);
   end if;
+  return (v_taken, v_contended, v_is_full, v_priorities, v_fronts, v_passed, v_adopted);
 end
 $$;
 
@@ -243,28 +313,68 @@ as $$
   ))
 $$;
 
--- Mark the rows by which queues were locked, and return the queues that may be run. A row that is gone
--- was removed by the former holder as it let go: it left another one if jobs remain, so that queue is
--- left for the next look. A queue with a row that is taken already was left by a node that died: its job
+-- Have what dead nodes ran in these queues wait, and look at them then; returns what was found before, and this.
+create function pgqueuetopia.left_by_the_dead(
+  p_scope text,
+  p_queues text[],
+  p_looked pgqueuetopia.looked,
+  p_suspended boolean,
+  p_check_suspension boolean,
+  p_now timestamptz
+) returns pgqueuetopia.looked
+language plpgsql
+as $$
+declare
+  v_ids bigint[];
+  v_looked pgqueuetopia.looked;
+begin
+  select array_agg(o.id) into v_ids
+  from unnest(p_queues) q (queue)
+  cross join lateral (
+    select o.id
+    from pgqueuetopia.jobs o
+    where o.scope = p_scope
+      and o.queue = q.queue
+      and o.done_at is null
+      and not o.topic
+      and o.attempted_at >= coalesce(o.next_attempt_at, '-infinity')
+    order by o.scheduled_at, o.id
+    limit 1
+  ) o;
+  perform pgqueuetopia.leave_prefetched(v_ids);
+  perform pgqueuetopia.wait_for_report(p_scope, v_ids);
+  v_looked := pgqueuetopia.look(
+    p_scope, p_queues, null, null, null, null, '{}', false, '{}', p_suspended, p_check_suspension, p_now
+  );
+  -- What committed since the first look stays, as after that.
+  return (p_looked.due || v_looked.due, p_looked.others || v_looked.others, p_looked.snapshot);
+end
+$$;
+
+-- Mark the rows by which queues were locked, and look at the queues that may be run, each from the first of the places that its
+-- rows name. A row that is gone was removed by the former holder as it let go: it left another one if jobs remain, so that
+-- queue is left for the next look. The other rows of a queue go: the look sees what they stand for, for it has the same
+-- snapshot. A queue with a row that is taken already was left by a node that died: its job
 -- that was running becomes one that waits for its next attempt, so that nothing overtakes it. What was prefetched behind it is
 -- as before, but for its claim: what the dead node may still tell of it does not count. To find them the whole queue is
--- read, which nobody else ever has to. The other rows go: the look that follows sees what they stand for, and begins at the
--- first of their places.
+-- read, which nobody else ever has to, and it is looked at after that.
 create function pgqueuetopia.take(
   p_scope text,
   p_rows bigint[],
   p_queues text[],
   p_careful boolean,
-  out queues text[],
-  out places timestamptz[],
-  out snapshot text
-)
+  p_suspended boolean,
+  p_check_suspension boolean,
+  p_now timestamptz
+) returns pgqueuetopia.taken
 language plpgsql
 as $$
 declare
   v_rows bigint[] := p_rows;
+  v_taken pgqueuetopia.taken;
+  v_looked pgqueuetopia.looked;
+  v_surplus bigint[];
   v_orphans text[];
-  v_ids bigint[];
 begin
   if p_careful then
     v_rows := array(
@@ -283,56 +393,55 @@ begin
     returning q.id, q.queue
   ),
   mine as materialized (
-    select r.id, r.queue, r.taken, r.place, r.id = m.id as is_marked
+    select
+      m.queue, r.orphaned, r.place, r.surplus, array_position(p_rows, m.id) as n,
+      p_check_suspension and pgqueuetopia.some_suspended(p_scope, m.queue || '_suspended') as suspended
     from marked m
     cross join lateral (
-      select r.* from pgqueuetopia.run_queue r
-      where r.scope = p_scope and r.queue = m.queue
-      order by r.xid
+      -- As they were before this statement.
+      select
+        bool_or(r.taken) as orphaned, min(r.place) as place, array_agg(r.id) filter (where r.id <> m.id) as surplus
+      from (
+        select r.id, r.taken, r.place from pgqueuetopia.run_queue r
+        where r.scope = p_scope and r.queue = m.queue
+        order by r.xid
+      ) r
     ) r
   ),
-  surplus as (
-    delete from pgqueuetopia.run_queue q
-    where q.id = any (array(
-      select s.id from pgqueuetopia.run_queue s
-      where s.id = any (array(select r.id from mine r where not r.is_marked))
-      for update skip locked
-    ))
+  heads as (
+    select
+      (
+        m.queue, m.suspended, j.id, j.priority, j.scheduled_at, j.next_attempt_at, j.due_at,
+        not (m.suspended or p_suspended) and coalesce(j.due_at <= p_now, false), null, null
+      )::pgqueuetopia.head as head,
+      m.n, m.orphaned
+    from mine m
+    left join lateral pgqueuetopia.first_job(p_scope, m.queue, m.place) j on not m.orphaned
   )
   select
-    coalesce(array_agg(m.queue order by m.n), '{}'), array_agg(m.queue) filter (where m.orphaned),
-    array_agg(case when not m.orphaned then m.place end order by m.n), pg_current_snapshot()::text
-  into queues, v_orphans, places, snapshot
-  from (
-    -- As they were before this statement.
-    select
-      r.queue, bool_or(r.taken) as orphaned, min(r.place) as place,
-      array_position(p_rows, min(r.id) filter (where r.is_marked)) as n
-    from mine r
-    group by r.queue
-  ) m;
-  if v_orphans is not null then
-    select array_agg(o.id) into v_ids
-    from unnest(v_orphans) q (queue)
-    cross join lateral (
-      select o.id
-      from pgqueuetopia.jobs o
-      where o.scope = p_scope
-        and o.queue = q.queue
-        and o.done_at is null
-        and not o.topic
-        and o.attempted_at >= coalesce(o.next_attempt_at, '-infinity')
-      order by o.scheduled_at, o.id
-      limit 1
-    ) o;
-    perform pgqueuetopia.leave_prefetched(v_ids);
-    perform pgqueuetopia.wait_for_report(p_scope, v_ids);
+    coalesce(array_agg((h.head).queue order by h.n), '{}'), array_agg((h.head).queue) filter (where h.orphaned),
+    (select array_agg(s.id) from mine m cross join unnest(m.surplus) s (id)),
+    coalesce(array_agg(h.head order by h.n) filter (where (h.head).due), '{}'),
+    coalesce(array_agg(h.head) filter (where not ((h.head).due or h.orphaned)), '{}'),
+    pg_current_snapshot()
+  into v_taken.queues, v_orphans, v_surplus, v_looked.due, v_looked.others, v_looked.snapshot
+  from heads h;
+  -- failpoint: taken
+  if v_surplus is not null then
+    delete from pgqueuetopia.run_queue q where q.id = any (array(
+      select s.id from pgqueuetopia.run_queue s where s.id = any (v_surplus) for update skip locked
+    ));
   end if;
-  if cardinality(queues) < cardinality(p_queues) then
+  if v_orphans is not null then
+    v_looked := pgqueuetopia.left_by_the_dead(p_scope, v_orphans, v_looked, p_suspended, p_check_suspension, p_now);
+  end if;
+  v_taken.looked := v_looked;
+  if cardinality(v_taken.queues) < cardinality(p_queues) then
     perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
     from unnest(p_queues) q (queue)
-    where q.queue not in (select m.queue from unnest(take.queues) m (queue));
+    where q.queue not in (select m.queue from unnest(v_taken.queues) m (queue));
   end if;
+  return v_taken;
 end
 $$;
 

@@ -1,17 +1,5 @@
 -- Which jobs a node runs: the third part of step().
 
--- In plpgsql, and not in SQL: its plan is kept.
-create function pgqueuetopia.some_suspended(p_scope text, p_key text) returns boolean
-language plpgsql stable
-as $$
-begin
-  return exists (
-    select from pgqueuetopia.job_configs c
-    where c.scope in ('*', p_scope) and c.key = p_key and pgqueuetopia.is_suspension(c.key, c.value)
-  );
-end
-$$;
-
 -- What a node needs of a job to run it, besides its own name. What has its usual value is null, for the values that go out
 -- would cost a third of what a job costs the server: pgqueuetopia/db/rows.py knows the usual ones.
 create type pgqueuetopia.claimed_job as (
@@ -58,29 +46,13 @@ return row(
   j.moved_from
 )::pgqueuetopia.claimed_job;
 
--- What a look at a queue has found: its first job, when that is due, how many jobs to claim at once, and the last that is
--- prefetched behind it. Without a job, where there is none.
-create type pgqueuetopia.head as (
-  queue text,
-  suspended boolean,
-  id bigint,
-  priority integer,
-  scheduled_at timestamptz,
-  next_attempt_at timestamptz,
-  due_at timestamptz,
-  due boolean,
-  length integer,
-  prefetched_to bigint
-);
-
--- Look at the heads of queues that this session has locked, in a new snapshot. Tells which are due; the rows of the run
--- queue that the looks from the start have seen; and the snapshot.
+-- Look at the heads of queues that go on, in a new snapshot: of those whose slice is over (p_over), or of the others. Those that
+-- are stopping are let go, whatever is found.
 --
--- A queue that goes on is looked at from its place, and one just acquired from the first of those that its rows named,
--- unless something came in ahead of it since it was looked at last: a row that nobody has taken, of a transaction that
--- the snapshot of that look did not see. Such rows are to be removed, for the look from the start that follows sees what
--- they stand for. (One index range and a few points, however many dead rows a long transaction keeps, and whatever it has
--- written itself.)
+-- A queue is looked at from its place, unless something came in ahead of it since it was looked at last: a row of the run
+-- queue that nobody has taken, of a transaction that the snapshot of that look did not see. Such rows are removed, for the
+-- look from the start that follows sees what they stand for. (One index range and a few points, however many dead rows a
+-- long transaction keeps, and whatever it has written itself.) Without a place it is looked at from its start.
 create function pgqueuetopia.look(
   p_scope text,
   p_queues text[],
@@ -90,42 +62,29 @@ create function pgqueuetopia.look(
   p_lengths integer[],
   p_yielding text[],
   p_over boolean,
-  p_avoid text[],
-  p_acquired text[],
-  p_acquired_places timestamptz[],
-  p_acquired_snapshot text,
-  p_spare integer,
+  p_stopping text[],
   p_suspended boolean,
   p_check_suspension boolean,
-  p_now timestamptz,
-  out due pgqueuetopia.head[],
-  out others pgqueuetopia.head[],
-  out seen bigint[],
-  out snapshot pg_snapshot
-)
+  p_now timestamptz
+) returns pgqueuetopia.looked
 language plpgsql
 as $$
+declare
+  v_looked pgqueuetopia.looked;
+  v_seen bigint[];
 begin
+  -- failpoint: before look
   with asked as materialized (
     select
-      q.queue, q.place, q.id, q.yields, q.length,
+      q.queue, q.place, q.id, q.length,
+      q.queue in (select s.queue from unnest(p_stopping) s (queue)) as stops,
       pg_snapshot_xmax(coalesce(q.snapshot, '1:1:')::pg_snapshot) as xmax,
       -- Most snapshots see nobody at work: then there is nothing to be unpacked.
       case when q.snapshot not like '%:' then string_to_array(split_part(q.snapshot, ':', 3), ',')::xid8[] end
         as running
-    from (
-      select
-        q.queue, q.place, q.id, q.snapshot, q.length,
-        q.queue = any (p_avoid)
-        or (p_over and row_number() over (order by q.n) > p_spare) as yields
-      from unnest(p_queues, p_ids, p_places, p_snapshots, p_lengths) with ordinality
-        as q (queue, id, place, snapshot, length, n)
-      -- Not "any (p_yielding)": that would compare each with each.
-      where (q.queue in (select y.queue from unnest(p_yielding) y (queue))) = p_over
-      union all
-      select q.queue, q.place, null, p_acquired_snapshot, null, false
-      from unnest(p_acquired, p_acquired_places) q (queue, place)
-    ) q
+    from unnest(p_queues, p_ids, p_places, p_snapshots, p_lengths) q (queue, id, place, snapshot, length)
+    -- Not "any (p_yielding)": that would compare each with each.
+    where (q.queue in (select y.queue from unnest(p_yielding) y (queue))) = p_over
   ),
   -- In the order of an index, and a range where one is looked for: so the planner takes that index, and no other that
   -- would be as good if the statistics were right.
@@ -152,7 +111,15 @@ begin
     ) e
     where a.running is not null
   ),
-  found as materialized (
+  -- Materialized, for a function is not put in the place of its call where its arguments hold a subselect.
+  placed as materialized (
+    select
+      a.*,
+      p_check_suspension and pgqueuetopia.some_suspended(p_scope, a.queue || '_suspended') as suspended,
+      case when a.place is null or exists (select from ahead e where e.queue = a.queue) then '-infinity' end as start
+    from asked a
+  ),
+  found as (
     select (
       a.queue,
       a.suspended,
@@ -161,23 +128,12 @@ begin
       j.scheduled_at,
       j.next_attempt_at,
       j.due_at,
-      not (a.yields or a.suspended or p_suspended) and coalesce(j.due_at <= p_now, false),
+      not (a.stops or a.suspended or p_suspended) and coalesce(j.due_at <= p_now, false),
       -- One that waited may be behind others.
       case when j.next_attempt_at is null then a.length end,
       null
     )::pgqueuetopia.head as head
-    from (
-      select
-        q.*,
-        p_check_suspension
-        and pgqueuetopia.some_suspended(p_scope, q.queue || '_suspended') as suspended,
-        case
-          when q.place is null or exists (select from ahead e where e.queue = q.queue) then '-infinity'
-          when q.id is null then q.place
-        end as start
-      from asked q
-    ) a
-    -- The first of these that finds a job: an append is run in its order.
+    from placed a
     left join lateral (
       -- The next one of a queue that goes on: dead index entries are passed once.
       (
@@ -190,32 +146,24 @@ begin
         order by n.scheduled_at, n.id limit 1
       )
       union all
-      -- A head that waits for its next attempt: nothing overtakes it.
-      (
-        select w.id, w.priority, w.scheduled_at, w.next_attempt_at, greatest(w.scheduled_at, w.next_attempt_at)
-        from pgqueuetopia.jobs w
-        where w.scope = p_scope and w.queue = a.queue
-          and w.done_at is null and w.next_attempt_at is not null and not w.topic
-        order by w.next_attempt_at, w.id limit 1
-      )
-      union all
-      (
-        select f.id, f.priority, f.scheduled_at, f.next_attempt_at, greatest(f.scheduled_at, f.next_attempt_at)
-        from pgqueuetopia.jobs f
-        where f.scope = p_scope and f.queue = a.queue and f.done_at is null and not f.topic
-          and f.scheduled_at >= a.start
-        order by f.scheduled_at, f.id limit 1
-      )
+      select f.* from pgqueuetopia.first_job(p_scope, a.queue, a.start) f
       limit 1
     ) j on true
   )
   select
     coalesce(array_agg(f.head) filter (where (f.head).due), '{}'),
     coalesce(array_agg(f.head) filter (where not (f.head).due), '{}'),
-    (select array_agg(e.id) from ahead e),
-    pg_current_snapshot()
-  into due, others, seen, snapshot
+    pg_current_snapshot(),
+    (select array_agg(e.id) from ahead e)
+  into v_looked.due, v_looked.others, v_looked.snapshot, v_seen
   from found f;
+  -- failpoint: looked
+  if v_seen is not null then
+    delete from pgqueuetopia.run_queue q where q.id = any (array(
+      select s.id from pgqueuetopia.run_queue s where s.id = any (v_seen) for update skip locked
+    ));
+  end if;
+  return v_looked;
 end
 $$;
 
@@ -256,65 +204,36 @@ begin
 end
 $$;
 
--- Look at queues that this session has locked, claim the heads that are due, and let go of the queues without one: of those
--- that go on and whose slice is over or not, as asked, and of those just acquired. A queue whose slice is over goes on only
--- where there is room to spare; one whose job could not be saved is not looked at. A careful claim passes over heads that
--- somebody has locked (skipped): their queues are looked at again a second later.
+-- What a claim has come to.
+create type pgqueuetopia.claims as (
+  claimed pgqueuetopia.claimed_job[],
+  prefetched pgqueuetopia.claimed_job[],
+  -- queues that are still ours, to be looked at again, and those that are to be let go
+  again text[],
+  let_go text[],
+  -- whether heads were passed over because somebody has locked them
+  skipped boolean
+);
+
+-- Claim the heads that are due, and let go of the queues of the others. A careful claim passes over heads that somebody has
+-- locked: their queues are looked at again a second later.
 --
 -- A queue that goes on and has a length gets as many jobs at once, to be run one after the other. Those behind its head are
 -- prefetched: nothing is written to them, and the head tells which is the last (prefetched_to). They are locked until that
 -- is committed, so that nobody ends one of them who has not seen it.
 create function pgqueuetopia.claim(
-  p_scope text,
-  p_node text,
-  p_queues text[],
-  p_ids bigint[],
-  p_places timestamptz[],
-  p_snapshots text[],
-  p_lengths integer[],
-  p_yielding text[],
-  p_over boolean,
-  p_avoid text[],
-  p_acquired text[],
-  p_acquired_places timestamptz[],
-  p_acquired_snapshot text,
-  p_spare integer,
-  p_suspended boolean,
-  p_check_suspension boolean,
-  p_careful boolean,
-  out claimed pgqueuetopia.claimed_job[],
-  out prefetched pgqueuetopia.claimed_job[],
-  out again text[],
-  out let_go text[],
-  out skipped boolean
-)
+  p_scope text, p_node text, p_looked pgqueuetopia.looked, p_several boolean, p_careful boolean
+) returns pgqueuetopia.claims
 language plpgsql
 as $$
 declare
   c_long_params constant integer := 2000;
   v_now timestamptz := clock_timestamp();
-  v_due pgqueuetopia.head[];
-  v_others pgqueuetopia.head[];
-  v_seen bigint[];
-  v_snapshot pg_snapshot;
+  v_due pgqueuetopia.head[] := p_looked.due;
+  v_others pgqueuetopia.head[] := p_looked.others;
   v_locked pgqueuetopia.head[];
+  v_claims pgqueuetopia.claims := ('{}', null, '{}', '{}', false);
 begin
-  claimed := '{}';
-  again := '{}';
-  let_go := '{}';
-  skipped := false;
-  -- failpoint: before look
-  select l.due, l.others, l.seen, l.snapshot into v_due, v_others, v_seen, v_snapshot
-  from pgqueuetopia.look(
-    p_scope, p_queues, p_ids, p_places, p_snapshots, p_lengths, p_yielding, p_over, p_avoid, p_acquired,
-    p_acquired_places, p_acquired_snapshot, p_spare, p_suspended, p_check_suspension, v_now
-  ) l;
-  -- failpoint: looked
-  if v_seen is not null then
-    delete from pgqueuetopia.run_queue q where q.id = any (array(
-      select s.id from pgqueuetopia.run_queue s where s.id = any (v_seen) for update skip locked
-    ));
-  end if;
   if p_careful then
     with free as materialized (
       select j.id from pgqueuetopia.jobs j
@@ -326,9 +245,9 @@ begin
       coalesce(array_agg(l) filter (where l.id not in (select f.id from free f)), '{}')
     into v_due, v_locked
     from unnest(v_due) l;
-    skipped := v_locked <> '{}';
+    v_claims.skipped := v_locked <> '{}';
     v_others := v_others || v_locked;
-  elsif array_remove(p_lengths, null) <> '{}' then
+  elsif p_several then
     -- What is due behind a head, and was never started.
     with behind as materialized (
       -- Up to the first that is not.
@@ -363,7 +282,7 @@ begin
         (b.head).next_attempt_at, (b.head).due_at, (b.head).due, (b.head).length, (b.jobs[cardinality(b.jobs)]).id
       )::pgqueuetopia.head),
       (select array_agg(p.job) from (select unnest(b.jobs) as job from behind b) p)
-    into v_due, prefetched
+    into v_due, v_claims.prefetched
     from behind b;
   end if;
   if v_due <> '{}' then
@@ -384,18 +303,21 @@ begin
         and greatest(j.scheduled_at, j.next_attempt_at) <= v_now
       returning pgqueuetopia.as_claimed(j, 0) as job
     )
-    select coalesce(array_agg(c.job), '{}') into claimed from claiming c;
-    if cardinality(claimed) < cardinality(v_due) then
+    select coalesce(array_agg(c.job), '{}') into v_claims.claimed from claiming c;
+    if cardinality(v_claims.claimed) < cardinality(v_due) then
       -- Due, but ended or moved by somebody else in this very moment: still ours, to be looked at again.
-      again := array(
-        select l.queue from unnest(v_due) l where l.id not in (select c.id from unnest(claimed) c)
+      v_claims.again := array(
+        select l.queue from unnest(v_due) l where l.id not in (select c.id from unnest(v_claims.claimed) c)
       );
-      prefetched := array(select p from unnest(prefetched) p where p.queue <> all (again));
+      v_claims.prefetched := array(
+        select p from unnest(v_claims.prefetched) p where p.queue <> all (v_claims.again)
+      );
     end if;
   end if;
   if v_others <> '{}' then
-    perform pgqueuetopia.let_go(p_scope, v_others, v_snapshot, v_now);
-    let_go := array(select l.queue from unnest(v_others) l);
+    perform pgqueuetopia.let_go(p_scope, v_others, p_looked.snapshot, v_now);
+    v_claims.let_go := array(select l.queue from unnest(v_others) l);
   end if;
+  return v_claims;
 end
 $$;

@@ -165,7 +165,6 @@ declare
   v_now timestamptz;
   v_careful boolean := careful;
   v_skipped boolean;
-  v_skipped_too boolean := false;
   v_may_start boolean;
   v_some_queue_suspended boolean;
   v_queues text[];
@@ -173,18 +172,14 @@ declare
   v_places timestamptz[];
   v_snapshots text[];
   v_lengths integer[];
-  v_acquired text[];
-  v_acquired_places timestamptz[];
-  v_acquired_snapshot text;
-  v_contended boolean := false;
-  v_priorities integer[];
-  v_fronts timestamptz[];
+  v_acquired pgqueuetopia.acquired;
+  v_looked pgqueuetopia.looked;
+  v_claims pgqueuetopia.claims;
   v_room integer;
   v_let_go text[];
   v_held_ended boolean[];
-  v_first integer;
   v_known text[] := p_running || p_queues;
-  v_adopted text[];
+  v_taken text[];
   v_started pgqueuetopia.claimed_job[];
   v_line pgqueuetopia.line;
 begin
@@ -198,20 +193,16 @@ begin
     begin
       saved := '{}';
       busy := '{}';
-      v_acquired := '{}';
-      v_acquired_places := '{}';
+      v_acquired := null;
       v_queues := '{}';
       v_ids := '{}';
       v_places := '{}';
       v_snapshots := '{}';
       v_lengths := '{}';
-      v_priorities := null;
-      v_fronts := null;
       slots := '{}';
-      v_adopted := '{}';
+      v_taken := '{}';
       v_started := '{}';
       v_line := null;
-      v_first := 0;
       if cardinality(p_ids) > 0 then
         select p.saved, coalesce(p.queues, '{}'), p.ids, p.places, p.snapshots, p.lengths, p.busy
         into saved, v_queues, v_ids, v_places, v_snapshots, v_lengths, busy
@@ -268,10 +259,16 @@ begin
       v_skipped := false;
       if cardinality(v_queues) > 0 or p_room = 0 then
         -- Without room when a session opens, too: that makes the plan.
-        select c.* into claimed, prefetched, again, v_let_go, v_skipped from pgqueuetopia.claim(
-          p_scope, p_node, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, false, p_avoid, '{}', '{}', null, 0,
-          suspended or not v_may_start, v_some_queue_suspended, v_careful
-        ) c;
+        v_looked := pgqueuetopia.look(
+          p_scope, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, false, p_avoid,
+          suspended or not v_may_start, v_some_queue_suspended, v_now
+        );
+        v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, cardinality(v_lengths) > 0, v_careful);
+        claimed := v_claims.claimed;
+        prefetched := v_claims.prefetched;
+        again := v_claims.again;
+        v_let_go := v_claims.let_go;
+        v_skipped := v_claims.skipped;
       end if;
       v_room := p_room - cardinality(claimed) - cardinality(again);
       more := p_room > 0 and v_room <= 0;
@@ -283,32 +280,39 @@ begin
             v_room, v_some_queue_suspended, v_careful, v_now, topic_fronts::pgqueuetopia.topic_front[], fronts is null
           );
         end if;
-        select
-          a.queues, a.places, a.snapshot, a.contended, a.is_full, a.priorities, a.fronts, a.rivals, a.adopted
-        into
-          v_acquired, v_acquired_places, v_acquired_snapshot, v_contended, more, v_priorities, v_fronts, v_first, v_adopted
-        from pgqueuetopia.acquire(
-          p_scope, v_known, p_claimed_at, p_avoid, v_room, p_rescue, v_careful, v_now,
-          p_topics, v_line.priorities, v_line.dues, priorities, fronts
-        ) a;
-        more := more or v_first < coalesce(cardinality(v_line.ids), 0) or cardinality(v_adopted) > 0;
-        v_room := v_room - v_first;
-        if v_first > 0 then
+        v_acquired := pgqueuetopia.acquire(
+          p_scope, v_known, p_claimed_at, p_avoid, v_room, p_rescue, v_careful, v_now, p_topics, v_line.priorities, v_line.dues,
+          suspended or not v_may_start, v_some_queue_suspended, priorities, fronts
+        );
+        v_taken := coalesce((v_acquired.taken).queues, '{}');
+        more := v_acquired.is_full or v_acquired.rivals < coalesce(cardinality(v_line.ids), 0)
+          or v_acquired.adopted <> '{}';
+        v_room := v_room - v_acquired.rivals;
+        if v_acquired.rivals > 0 then
           select s.claimed, s.slots into v_started, slots from pgqueuetopia.start_candidates(
-            p_node, v_line.ids, v_line.claims, v_line.slots, v_first, v_careful
+            p_node, v_line.ids, v_line.claims, v_line.slots, v_acquired.rivals, v_careful
           ) s;
         end if;
       end if;
-      if cardinality(v_acquired) > 0 or cardinality(p_yielding) > 0 then
-        select
-          step.claimed || c.claimed, step.prefetched || c.prefetched, step.again || c.again, v_let_go || c.let_go,
-          c.skipped
-        into claimed, prefetched, again, v_let_go, v_skipped_too
-        from pgqueuetopia.claim(
-          p_scope, p_node, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, true, p_avoid, v_acquired,
-          v_acquired_places, v_acquired_snapshot, v_room - cardinality(v_acquired), suspended or not v_may_start,
-          v_some_queue_suspended, v_careful
-        ) c;
+      if v_taken <> '{}' then
+        v_claims := pgqueuetopia.claim(p_scope, p_node, (v_acquired.taken).looked, false, v_careful);
+        claimed := claimed || v_claims.claimed;
+        again := again || v_claims.again;
+        v_let_go := v_let_go || v_claims.let_go;
+        v_skipped := v_skipped or v_claims.skipped;
+      end if;
+      if cardinality(p_yielding) > 0 then
+        v_looked := pgqueuetopia.look(
+          p_scope, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, true,
+          -- They go on where there is room to spare.
+          p_avoid || p_yielding[greatest(v_room - cardinality(v_taken), 0) + 1:], suspended or not v_may_start, v_some_queue_suspended, v_now
+        );
+        v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, cardinality(v_lengths) > 0, v_careful);
+        claimed := claimed || v_claims.claimed;
+        prefetched := prefetched || v_claims.prefetched;
+        again := again || v_claims.again;
+        v_let_go := v_let_go || v_claims.let_go;
+        v_skipped := v_skipped or v_claims.skipped;
       end if;
       if p_rescue then
         perform pgqueuetopia.tidy(
@@ -322,10 +326,10 @@ begin
           from unnest(claimed) c
         ));
       end if;
-      careful := cardinality(busy) > 0 or v_skipped or v_skipped_too
-        or (v_careful and cardinality(v_started) < v_first);
-      priorities := coalesce(v_priorities, priorities);
-      fronts := coalesce(v_fronts, fronts);
+      careful := cardinality(busy) > 0 or v_skipped
+        or (v_careful and cardinality(v_started) < coalesce(v_acquired.rivals, 0));
+      priorities := coalesce(v_acquired.priorities, priorities);
+      fronts := coalesce(v_acquired.fronts, fronts);
       topic_fronts := coalesce(v_line.fronts::text, topic_fronts);
       exit;
     exception
@@ -358,7 +362,7 @@ begin
       -- Other nodes have all the slots of a topic, and go on by themselves; but one of them may leave.
       next_ready_in := least(next_ready_in, 0.25);
     end if;
-    if v_contended then
+    if v_acquired.contended then
       -- A due queue is locked by somebody who has not marked it yet, or is about to let it go.
       next_ready_in := least(next_ready_in, 0.05);
     end if;
@@ -367,9 +371,10 @@ begin
   commit;
   -- failpoint: committed
   -- Only now: whoever locks a queue that was let go must see what became of its jobs.
-  if v_let_go <> '{}' or v_adopted <> '{}' then
+  v_let_go := v_let_go || v_acquired.adopted;
+  if v_let_go <> '{}' then
     perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
-    from unnest(v_let_go || v_adopted) q (queue);
+    from unnest(v_let_go) q (queue);
   end if;
   if cardinality(p_held_ids) > 0 or cardinality(v_line.ids) > 0 then
     perform pgqueuetopia.let_go_of_slots(

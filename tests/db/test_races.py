@@ -22,6 +22,7 @@ STEP_FAILPOINTS = [
     "replied",
     "moved",
     "persisted",
+    "taken",
     "before look",
     "looked",
     "before acquire",
@@ -189,7 +190,7 @@ async def test_a_job_that_is_moved_by_hand_between_look_and_claim_is_not_run_whe
             results.append(await look(a))
 
         async with (
-            failpoints.stopping(racing_dsn, "looked", "a") as stop,
+            failpoints.stopping(racing_dsn, "taken", "a") as stop,
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(look_from_a)
@@ -435,7 +436,7 @@ async def test_a_job_that_commits_between_lock_and_look_ahead_of_all_others_is_t
             results.append(await look(a))
 
         async with (
-            failpoints.stopping(racing_dsn, "before look", "a") as stop,
+            failpoints.stopping(racing_dsn, "locked", "a") as stop,
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(look_from_a)
@@ -611,7 +612,7 @@ async def test_a_suspension_waits_for_the_jobs_that_are_being_started(racing_dsn
             suspended.set()
 
         async with (
-            failpoints.stopping(racing_dsn, "before look", "a") as stop,
+            failpoints.stopping(racing_dsn, "locked", "a") as stop,
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(claim)
