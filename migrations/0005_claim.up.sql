@@ -116,7 +116,9 @@ begin
     select
       a.*,
       p_check_suspension and pgqueuetopia.some_suspended(p_scope, a.queue || '_suspended') as suspended,
-      case when a.place is null or exists (select from ahead e where e.queue = a.queue) then '-infinity' end as start
+      case
+        when a.place is null or exists (select from ahead e where e.queue = a.queue) then timestamptz '-infinity'
+      end as start
     from asked a
   ),
   found as (

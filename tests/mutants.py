@@ -127,8 +127,8 @@ MUTANTS = [
     Mutant(
         "a queue that has run dry is read from its start",
         CLAIM,
-        "where e.queue = a.queue) then '-infinity' end as start",
-        "where e.queue = a.queue) then '-infinity' else '-infinity' end as start",
+        "then timestamptz '-infinity'\n",
+        "then timestamptz '-infinity' else '-infinity'\n",
         f"{FRONT}::test_a_queue_that_is_acquired_and_runs_dry_does_not_pass_its_dead_jobs",
     ),
     Mutant(
