@@ -72,14 +72,22 @@ as $$
 declare
   v_scope text;
   v_scopes text[];
+  v_key bigint;
 begin
-  -- One job, nearly always: then there is nothing to be sorted.
+  -- One job, nearly always: then there is nothing to be sorted, and mostly nobody who sleeps or listens.
   if (select count(*) from inserted) = 1 then
     insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
     select i.scope, i.queue, i.priority, greatest(i.scheduled_at, i.next_attempt_at), i.scheduled_at
     from inserted i
     where i.done_at is null and not i.topic
     returning scope into v_scope;
+    v_key := pgqueuetopia.lock_key('sleeping', v_scope);
+    if pg_try_advisory_lock(v_key) and pg_advisory_unlock(v_key) then
+      v_key := pgqueuetopia.lock_key('events', v_scope);
+      if pg_try_advisory_lock(v_key) and pg_advisory_unlock(v_key) then
+        return null;
+      end if;
+    end if;
   else
     insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
     select i.scope, i.queue, max(i.priority), min(greatest(i.scheduled_at, i.next_attempt_at)), min(i.scheduled_at)
