@@ -272,9 +272,13 @@ class Scheduler:
     def _take_in(self, ended: list[Ended], stepped: Stepped) -> None:
         """Start what was claimed; what could not be saved, or is to be looked at again, stays held."""
         now = time.monotonic()
-        for one in ended:
-            self._after_saving(one, stepped)
-        self._look_again_at_lost(ended, stepped)
+        if len(stepped.saved) < len(ended):
+            self._keep_unsaved(ended, stepped)
+            self._look_again_at_lost(ended, stepped)
+        # Nobody wants to know of most jobs, that they have succeeded.
+        for one in ended if self.plan.success_mode else [one for one in ended if not one.is_plain]:
+            if one.job and one.job.id in stepped.saved:
+                self.on_saved(one)
         self.ended += [Ended(queue=queue) for queue in stepped.again]
         self._start_claimed(stepped, {one.queue: one.slice for one in ended}, now)
         if stepped.claimed:
@@ -309,20 +313,17 @@ class Scheduler:
                 self._served_at[job.queue] = job.attempted_at
             self._start(job)
 
-    def _after_saving(self, one: Ended, stepped: Stepped) -> None:
-        if one.job is None:
-            return
-        if one.job.id in stepped.busy:
-            self.ended.append(one)
-        elif one.job.id in stepped.saved:
-            self.on_saved(one)
-        else:
-            log.warning("outcome_lost", job=one.job.id, queue=one.queue, claim=one.job.claim)
+    def _keep_unsaved(self, ended: list[Ended], stepped: Stepped) -> None:
+        for one in ended:
+            if one.job is None or one.job.id in stepped.saved:
+                continue
+            if one.job.id in stepped.busy:
+                self.ended.append(one)
+            else:
+                log.warning("outcome_lost", job=one.job.id, queue=one.queue, claim=one.job.claim)
 
     def _look_again_at_lost(self, ended: list[Ended], stepped: Stepped) -> None:
         """Queues of which the last outcome could not be written, and so nobody has looked at them."""
-        if len(stepped.saved) == len(ended):
-            return
         busy = {one.queue for one in ended if one.job and one.job.id in stepped.busy}
         for queue, one in last_of_queues(ended, self.running).items():
             is_told = one.job is None or one.job.id in stepped.saved
