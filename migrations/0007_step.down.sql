@@ -1,4 +1,6 @@
 drop procedure pgqueuetopia.step;
+drop type pgqueuetopia.answer;
+drop type pgqueuetopia.question;
 drop function pgqueuetopia.note_begun;
 drop function pgqueuetopia.without(text[], bigint[], timestamptz[], text[], integer[], text[]);
 drop function pgqueuetopia.fall_asleep(text);

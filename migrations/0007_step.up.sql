@@ -90,80 +90,98 @@ begin
 end
 $$;
 
-create procedure pgqueuetopia.step(
-  p_scope text,
-  p_node text,
-  -- what became of jobs (an id is null where a held queue is only to be looked at again; see persist for the
-  -- arrays that may be shorter), their queues, whether each is the last of its queue, the snapshots of the steps that
-  -- claimed them, and which queues' slice is over
-  p_ids bigint[],
-  p_claims bigint[],
-  p_outcomes text[],
-  p_delays interval[],
-  p_spent boolean[],
-  p_errors jsonb[],
-  p_results jsonb[],
-  p_moves text[],
-  p_queues text[],
-  p_lasts boolean[],
-  p_snapshots text[],
-  p_yielding text[],
-  -- how many jobs a queue gets at once (see claim); how long the jobs ran (see persist); which of those that were prefetched run by now, and what is prefetched behind them (see note_begun)
-  p_lengths integer[],
-  p_run_times bigint[],
-  p_begun bigint[],
-  p_prefetched_to bigint[],
+-- What a node asks of a step. (A type, and not arguments of their own: those of a call are planned anew each time.) Arrays that
+-- may be long are text, for a node's driver takes three times as long to write others. What is empty may be null.
+create type pgqueuetopia.question as (
+  -- what became of jobs (an id is null where a held queue is only to be looked at again; see persist for the arrays that
+  -- may be shorter), their queues, whether each is the last of its queue, the snapshots of the steps that claimed them
+  ids text,
+  claims text,
+  outcomes text[],
+  delays interval[],
+  spent boolean[],
+  errors jsonb[],
+  results jsonb[],
+  moves text[],
+  queues text,
+  lasts text,
+  snapshots text,
+  -- how many jobs a queue gets at once (see claim); how long the jobs ran (see persist); which queues' slice is over
+  lengths text,
+  run_times text,
+  yielding text,
+  -- which of the jobs that were prefetched run by now, and what is prefetched behind them (see note_begun)
+  begun text,
+  prefetched_to text,
   -- queues whose job runs on, and since when; queues that this node must not run; how many jobs may be claimed; whether to
   -- look for the queues of the dead
-  p_running text[],
-  p_claimed_at timestamptz[],
-  p_avoid text[],
-  p_room integer,
-  p_rescue boolean,
+  running text,
+  claimed_at text,
+  avoid text[],
+  room integer,
+  rescue boolean,
   -- whether finished jobs are kept; whether configs suspend single queues; of how many of the steps before the jobs have
-  -- been started since
-  p_keep boolean,
-  p_queues_suspended boolean,
-  p_started integer,
+  -- been started since; whether to pass over what somebody has locked
+  keep boolean,
+  queues_suspended boolean,
+  started integer,
+  careful boolean,
+  -- where the scan of the run queue begins; null: from the start (see acquire); and those of topics
+  priorities integer[],
+  fronts timestamptz[],
+  topic_fronts text,
   -- topics (see line_up): what this node may run of them, and which slots it holds
-  p_topics text[],
-  p_parallelisms integer[],
-  p_rooms integer[],
-  p_served_at timestamptz[],
-  p_held_topics text[],
-  p_held_slots integer[],
-  p_held_ids bigint[],
-  p_held_ended boolean[],
-  inout claimed pgqueuetopia.claimed_job[],
+  topics text[],
+  parallelisms integer[],
+  rooms integer[],
+  served_at timestamptz[],
+  held_topics text[],
+  held_slots integer[],
+  held_ids bigint[],
+  held_ended boolean[]
+);
+
+-- What a step did.
+create type pgqueuetopia.answer as (
+  claimed pgqueuetopia.claimed_job[],
   -- what is to be run behind them (see claim)
-  inout prefetched pgqueuetopia.claimed_job[],
+  prefetched pgqueuetopia.claimed_job[],
   -- the slots of the jobs of topics, which come last in claimed
-  inout slots integer[],
-  inout saved bigint[],
-  inout busy bigint[],
-  inout again text[],
-  inout suspended boolean,
-  inout held_up boolean,
+  slots integer[],
+  saved bigint[],
+  busy bigint[],
+  again text[],
+  suspended boolean,
+  held_up boolean,
   -- whether somebody's transaction holds rows that we want: the next steps had better be careful, too
-  inout careful boolean,
+  careful boolean,
   -- whether the server's lock table had no room for another queue
-  inout crowded boolean,
+  crowded boolean,
   -- whether there may be more to claim than there was room for
-  inout more boolean,
-  -- where the next step's scan of the run queue begins; null: everything (see acquire)
-  inout priorities integer[],
-  inout fronts timestamptz[],
-  inout topic_fronts text,
-  inout next_ready_in double precision,
-  inout horizon bigint,
+  more boolean,
+  -- where the next step's scans begin
+  priorities integer[],
+  fronts timestamptz[],
+  topic_fronts text,
+  next_ready_in double precision,
+  horizon bigint,
   -- what the looks of this step have seen, at least
-  inout snapshot text
+  snapshot text
+);
+
+create procedure pgqueuetopia.step(
+  p_scope text, p_node text, ask pgqueuetopia.question, inout answer pgqueuetopia.answer
 )
 language plpgsql
 as $$
 declare
   v_now timestamptz;
-  v_careful boolean := careful;
+  v_ended bigint[] := ask.ids::bigint[];
+  v_ended_queues text[] := ask.queues::text[];
+  v_running text[] := ask.running::text[];
+  v_claimed_at timestamptz[] := ask.claimed_at::timestamptz[];
+  v_yielding text[] := ask.yielding::text[];
+  v_careful boolean := ask.careful;
   v_skipped boolean;
   v_may_start boolean;
   v_some_queue_suspended boolean;
@@ -178,62 +196,51 @@ declare
   v_room integer;
   v_let_go text[];
   v_held_ended boolean[];
-  v_known text[] := p_running || p_queues;
+  v_known text[] := v_running || v_ended_queues;
   v_taken text[];
   v_started pgqueuetopia.claimed_job[];
   v_line pgqueuetopia.line;
 begin
-  crowded := false;
-  if p_started > 0 then
-    perform pgqueuetopia.started(p_scope, p_started);
+  answer.crowded := false;
+  if ask.started > 0 then
+    perform pgqueuetopia.started(p_scope, ask.started);
   end if;
-  v_may_start := p_room > 0 and pgqueuetopia.may_start(p_scope);
-  held_up := p_room > 0 and not v_may_start;
+  v_may_start := ask.room > 0 and pgqueuetopia.may_start(p_scope);
+  answer.held_up := ask.room > 0 and not v_may_start;
   loop
     begin
-      saved := '{}';
-      busy := '{}';
-      v_acquired := null;
-      v_queues := '{}';
-      v_ids := '{}';
-      v_places := '{}';
-      v_snapshots := '{}';
-      v_lengths := '{}';
-      slots := '{}';
-      v_taken := '{}';
-      v_started := '{}';
-      v_line := null;
-      if cardinality(p_ids) > 0 then
-        select p.saved, coalesce(p.queues, '{}'), p.ids, p.places, p.snapshots, p.lengths, p.busy
-        into saved, v_queues, v_ids, v_places, v_snapshots, v_lengths, busy
+      if cardinality(v_ended) > 0 then
+        select p.saved, p.queues, p.ids, p.places, p.snapshots, p.lengths, p.busy
+        into answer.saved, v_queues, v_ids, v_places, v_snapshots, v_lengths, answer.busy
         from pgqueuetopia.persist(
-          p_scope, p_node, p_ids, p_claims, p_outcomes, p_delays, p_spent, p_errors, p_results, p_moves, p_queues, p_lasts,
-          p_snapshots, p_lengths, p_run_times, p_keep, v_careful
+          p_scope, p_node, v_ended, ask.claims::bigint[], ask.outcomes, ask.delays, ask.spent, ask.errors, ask.results,
+          ask.moves, v_ended_queues, ask.lasts::boolean[], ask.snapshots::text[], ask.lengths::integer[],
+          ask.run_times::bigint[], ask.keep, v_careful
         ) p;
       end if;
-      if array_position(p_ids, null) is not null then
+      if array_position(v_ended, null) is not null then
         -- Held queues that are only to be looked at.
         v_queues := v_queues || array(
-          select q.queue from unnest(p_ids, p_queues) q (id, queue) where q.id is null
+          select q.queue from unnest(v_ended, v_ended_queues) q (id, queue) where q.id is null
         );
       end if;
-      if cardinality(busy) > 0 then
+      if cardinality(answer.busy) > 0 then
         select w.queues, w.ids, w.places, w.snapshots, w.lengths into v_queues, v_ids, v_places, v_snapshots, v_lengths
         from pgqueuetopia.without(
           v_queues, v_ids, v_places, v_snapshots, v_lengths,
-          array(select b.queue from unnest(p_ids, p_queues) b (id, queue) where b.id = any (busy))
+          array(select b.queue from unnest(v_ended, v_ended_queues) b (id, queue) where b.id = any (answer.busy))
         ) w;
       end if;
-      if cardinality(p_begun) > 0 then
-        perform pgqueuetopia.note_begun(p_node, p_begun, p_prefetched_to, v_careful);
+      if ask.begun is not null then
+        perform pgqueuetopia.note_begun(p_node, ask.begun::bigint[], ask.prefetched_to::bigint[], v_careful);
       end if;
-      if cardinality(p_lengths) > 0 and pgqueuetopia.is_listened_to(p_scope) then
+      if ask.lengths is not null and pgqueuetopia.is_listened_to(p_scope) then
         -- Who listens is told of each start before the next.
         v_lengths := null;
       end if;
-      if cardinality(p_held_ids) > 0 then
+      if cardinality(ask.held_ids) > 0 then
         v_held_ended := array(
-          select h.ended and h.id <> all (busy) from unnest(p_held_ids, p_held_ended) h (id, ended)
+          select h.ended and (h.id = any (answer.busy)) is not true from unnest(ask.held_ids, ask.held_ended) h (id, ended)
         );
       end if;
       -- failpoint: persisted
@@ -242,95 +249,93 @@ begin
           select from pgqueuetopia.job_configs c
           where c.scope in ('*', p_scope) and c.key = 'suspended' and pgqueuetopia.is_suspension(c.key, c.value)
         ),
-        p_queues_suspended and exists (
+        ask.queues_suspended and exists (
           select from pgqueuetopia.job_configs c
           where c.scope in ('*', p_scope) and c.key <> 'suspended' and pgqueuetopia.is_suspension(c.key, c.value)
         )
-      into suspended, v_some_queue_suspended;
-      snapshot := pg_current_snapshot()::text;
-      horizon := pg_snapshot_xmin(snapshot::pg_snapshot)::text::bigint;
+      into answer.suspended, v_some_queue_suspended;
+      answer.snapshot := pg_current_snapshot()::text;
+      answer.horizon := pg_snapshot_xmin(answer.snapshot::pg_snapshot)::text::bigint;
       v_now := clock_timestamp();
       -- Those that go on come first; what they leave of the room is for others; a queue whose slice is over
       -- goes on only where that is not needed.
-      claimed := '{}';
-      prefetched := null;
-      again := '{}';
-      v_let_go := '{}';
-      v_skipped := false;
-      if cardinality(v_queues) > 0 or p_room = 0 then
+      answer.claimed := '{}';
+      answer.again := '{}';
+      if cardinality(v_queues) > 0 or ask.room = 0 then
         -- Without room when a session opens, too: that makes the plan.
         v_looked := pgqueuetopia.look(
-          p_scope, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, false, p_avoid,
-          suspended or not v_may_start, v_some_queue_suspended, v_now
+          p_scope, v_queues, v_ids, v_places, v_snapshots, v_lengths, v_yielding, false, ask.avoid,
+          answer.suspended or not v_may_start, v_some_queue_suspended, v_now
         );
         v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, cardinality(v_lengths) > 0, v_careful);
-        claimed := v_claims.claimed;
-        prefetched := v_claims.prefetched;
-        again := v_claims.again;
+        answer.claimed := v_claims.claimed;
+        answer.prefetched := v_claims.prefetched;
+        answer.again := v_claims.again;
         v_let_go := v_claims.let_go;
         v_skipped := v_claims.skipped;
       end if;
-      v_room := p_room - cardinality(claimed) - cardinality(again);
-      more := p_room > 0 and v_room <= 0;
+      v_room := ask.room - cardinality(answer.claimed) - cardinality(answer.again);
+      answer.more := ask.room > 0 and v_room <= 0;
       -- failpoint: before acquire
-      if v_room > 0 and not suspended and v_may_start and not crowded then
-        if cardinality(p_topics) > 0 then
+      if v_room > 0 and not answer.suspended and v_may_start and not answer.crowded then
+        if cardinality(ask.topics) > 0 then
           v_line := pgqueuetopia.line_up(
-            p_scope, p_topics, p_parallelisms, p_rooms, p_served_at, p_held_topics, p_held_slots, p_held_ids, v_held_ended,
-            v_room, v_some_queue_suspended, v_careful, v_now, topic_fronts::pgqueuetopia.topic_front[], fronts is null
+            p_scope, ask.topics, ask.parallelisms, ask.rooms, ask.served_at, ask.held_topics, ask.held_slots, ask.held_ids,
+            v_held_ended, v_room, v_some_queue_suspended, v_careful, v_now, ask.topic_fronts::pgqueuetopia.topic_front[], ask.fronts is null
           );
         end if;
         v_acquired := pgqueuetopia.acquire(
-          p_scope, v_known, p_claimed_at, p_avoid, v_room, p_rescue, v_careful, v_now, p_topics, v_line.priorities, v_line.dues,
-          suspended or not v_may_start, v_some_queue_suspended, priorities, fronts
+          p_scope, v_known, v_claimed_at, ask.avoid, v_room, ask.rescue, v_careful, v_now, ask.topics,
+          v_line.priorities, v_line.dues, answer.suspended or not v_may_start, v_some_queue_suspended, ask.priorities, ask.fronts
         );
-        v_taken := coalesce((v_acquired.taken).queues, '{}');
-        more := v_acquired.is_full or v_acquired.rivals < coalesce(cardinality(v_line.ids), 0)
+        v_taken := (v_acquired.taken).queues;
+        answer.more := v_acquired.is_full or v_acquired.rivals < coalesce(cardinality(v_line.ids), 0)
           or v_acquired.adopted <> '{}';
         v_room := v_room - v_acquired.rivals;
         if v_acquired.rivals > 0 then
-          select s.claimed, s.slots into v_started, slots from pgqueuetopia.start_candidates(
+          select s.claimed, s.slots into v_started, answer.slots from pgqueuetopia.start_candidates(
             p_node, v_line.ids, v_line.claims, v_line.slots, v_acquired.rivals, v_careful
           ) s;
         end if;
       end if;
       if v_taken <> '{}' then
         v_claims := pgqueuetopia.claim(p_scope, p_node, (v_acquired.taken).looked, false, v_careful);
-        claimed := claimed || v_claims.claimed;
-        again := again || v_claims.again;
+        answer.claimed := answer.claimed || v_claims.claimed;
+        answer.again := answer.again || v_claims.again;
         v_let_go := v_let_go || v_claims.let_go;
         v_skipped := v_skipped or v_claims.skipped;
       end if;
-      if cardinality(p_yielding) > 0 then
+      if cardinality(v_yielding) > 0 then
         v_looked := pgqueuetopia.look(
-          p_scope, v_queues, v_ids, v_places, v_snapshots, v_lengths, p_yielding, true,
+          p_scope, v_queues, v_ids, v_places, v_snapshots, v_lengths, v_yielding, true,
           -- They go on where there is room to spare.
-          p_avoid || p_yielding[greatest(v_room - cardinality(v_taken), 0) + 1:], suspended or not v_may_start, v_some_queue_suspended, v_now
+          ask.avoid || v_yielding[greatest(v_room - coalesce(cardinality(v_taken), 0), 0) + 1:],
+          answer.suspended or not v_may_start, v_some_queue_suspended, v_now
         );
         v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, cardinality(v_lengths) > 0, v_careful);
-        claimed := claimed || v_claims.claimed;
-        prefetched := prefetched || v_claims.prefetched;
-        again := again || v_claims.again;
+        answer.claimed := answer.claimed || v_claims.claimed;
+        answer.prefetched := answer.prefetched || v_claims.prefetched;
+        answer.again := answer.again || v_claims.again;
         v_let_go := v_let_go || v_claims.let_go;
         v_skipped := v_skipped or v_claims.skipped;
       end if;
-      if p_rescue then
+      if ask.rescue then
         perform pgqueuetopia.tidy(
-          p_scope, p_running, p_claimed_at, array(select c.queue from unnest(claimed) c), snapshot
+          p_scope, v_running, v_claimed_at, array(select c.queue from unnest(answer.claimed) c), answer.snapshot
         );
       end if;
-      claimed := claimed || v_started;
-      if cardinality(claimed) > 0 and pgqueuetopia.is_listened_to(p_scope) then
+      answer.claimed := answer.claimed || v_started;
+      if cardinality(answer.claimed) > 0 and pgqueuetopia.is_listened_to(p_scope) then
         perform pgqueuetopia.tell(p_scope, array(
           select json_build_array('started', c.id, c.queue, coalesce(c.attempts, 1), null)::text
-          from unnest(claimed) c
+          from unnest(answer.claimed) c
         ));
       end if;
-      careful := cardinality(busy) > 0 or v_skipped
-        or (v_careful and cardinality(v_started) < coalesce(v_acquired.rivals, 0));
-      priorities := coalesce(v_acquired.priorities, priorities);
-      fronts := coalesce(v_acquired.fronts, fronts);
-      topic_fronts := coalesce(v_line.fronts::text, topic_fronts);
+      answer.careful := cardinality(answer.busy) > 0 or v_skipped
+        or (v_careful and coalesce(cardinality(v_started), 0) < coalesce(v_acquired.rivals, 0));
+      answer.priorities := coalesce(v_acquired.priorities, ask.priorities);
+      answer.fronts := coalesce(v_acquired.fronts, ask.fronts);
+      answer.topic_fronts := coalesce(v_line.fronts::text, ask.topic_fronts);
       exit;
     exception
       when lock_not_available then
@@ -339,32 +344,48 @@ begin
           raise;
         end if;
         v_careful := true;
-        perform pgqueuetopia.keep_only(p_scope, v_known, p_held_topics, p_held_slots, p_held_ids);
+        perform pgqueuetopia.keep_only(p_scope, v_known, ask.held_topics, ask.held_slots, ask.held_ids);
       when out_of_memory then
         -- The server's lock table is full: do it again, with the queues that are ours alone.
-        if crowded then
+        if answer.crowded then
           raise;
         end if;
-        crowded := true;
-        perform pgqueuetopia.keep_only(p_scope, v_known, p_held_topics, p_held_slots, p_held_ids);
+        answer.crowded := true;
+        perform pgqueuetopia.keep_only(p_scope, v_known, ask.held_topics, ask.held_slots, ask.held_ids);
     end;
+    -- As at first.
+    answer.saved := null;
+    answer.busy := null;
+    answer.slots := null;
+    answer.prefetched := null;
+    v_queues := null;
+    v_ids := null;
+    v_places := null;
+    v_snapshots := null;
+    v_lengths := null;
+    v_acquired := null;
+    v_taken := null;
+    v_started := null;
+    v_line := null;
+    v_let_go := null;
+    v_skipped := null;
   end loop;
-  if cardinality(claimed) = 0 and not suspended then
-    next_ready_in := pgqueuetopia.next_ready(
-      p_scope, coalesce(priorities, (pgqueuetopia.priorities(p_scope, v_now)).priorities), v_now
+  if cardinality(answer.claimed) = 0 and not answer.suspended then
+    answer.next_ready_in := pgqueuetopia.next_ready(
+      p_scope, coalesce(answer.priorities, (pgqueuetopia.priorities(p_scope, v_now)).priorities), v_now
     );
-    if cardinality(p_topics) > 0 then
-      next_ready_in := least(next_ready_in, pgqueuetopia.next_topic_due(
-        p_scope, p_topics, v_now, topic_fronts::pgqueuetopia.topic_front[]
+    if cardinality(ask.topics) > 0 then
+      answer.next_ready_in := least(answer.next_ready_in, pgqueuetopia.next_topic_due(
+        p_scope, ask.topics, v_now, answer.topic_fronts::pgqueuetopia.topic_front[]
       ));
     end if;
     if v_line.contended then
       -- Other nodes have all the slots of a topic, and go on by themselves; but one of them may leave.
-      next_ready_in := least(next_ready_in, 0.25);
+      answer.next_ready_in := least(answer.next_ready_in, 0.25);
     end if;
     if v_acquired.contended then
       -- A due queue is locked by somebody who has not marked it yet, or is about to let it go.
-      next_ready_in := least(next_ready_in, 0.05);
+      answer.next_ready_in := least(answer.next_ready_in, 0.05);
     end if;
   end if;
   -- failpoint: before commit
@@ -376,12 +397,12 @@ begin
     perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
     from unnest(v_let_go) q (queue);
   end if;
-  if cardinality(p_held_ids) > 0 or cardinality(v_line.ids) > 0 then
+  if cardinality(ask.held_ids) > 0 or cardinality(v_line.ids) > 0 then
     perform pgqueuetopia.let_go_of_slots(
-      p_scope, p_held_topics, p_held_slots, p_held_ids, v_held_ended, v_line, v_started, slots
+      p_scope, ask.held_topics, ask.held_slots, ask.held_ids, v_held_ended, v_line, v_started, answer.slots
     );
   end if;
-  if cardinality(claimed) = 0 and v_may_start then
+  if cardinality(answer.claimed) = 0 and v_may_start then
     perform pgqueuetopia.started(p_scope, 1);
   end if;
 end

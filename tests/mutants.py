@@ -163,9 +163,9 @@ MUTANTS = [
     Mutant(
         "rows are removed in a later snapshot than the look",
         STEP,
-        "  if cardinality(claimed) = 0 and not suspended then\n",
+        "  if cardinality(answer.claimed) = 0 and not answer.suspended then\n",
         "  delete from pgqueuetopia.run_queue q where q.queue = any (v_let_go);\n"
-        "  if cardinality(claimed) = 0 and not suspended then\n",
+        "  if cardinality(answer.claimed) = 0 and not answer.suspended then\n",
         f"{RACES}::test_a_job_that_commits_after_the_look_at_a_queue_that_goes_on_is_not_stranded",
     ),
     Mutant(
@@ -213,8 +213,8 @@ MUTANTS = [
     Mutant(
         "the rows of a queue that goes on and on pile up",
         STEP,
-        "array(select c.queue from unnest(claimed) c), snapshot",
-        "'{}', snapshot",
+        "array(select c.queue from unnest(answer.claimed) c), answer.snapshot",
+        "'{}', answer.snapshot",
         f"{RACES}::test_the_rows_of_a_queue_that_goes_on_and_on_do_not_pile_up",
     ),
     Mutant(
@@ -256,7 +256,7 @@ MUTANTS = [
     Mutant(
         "rows behind a running job stay",
         STEP,
-        "      if p_rescue then\n",
+        "      if ask.rescue then\n",
         "      if false then\n",
         f"{RACES}::test_rows_behind_a_running_job_are_tidied_even_by_a_node_that_is_full",
     ),
@@ -277,7 +277,7 @@ MUTANTS = [
     Mutant(
         "a queue is looked at while one of its prefetched jobs cannot be written",
         STEP,
-        "where b.id = any (busy)",
+        "where b.id = any (answer.busy)",
         "where false",
         f"{PREFETCH}::test_a_queue_is_not_looked_at_while_one_of_several_cannot_be_written",
     ),
@@ -326,7 +326,7 @@ MUTANTS = [
     Mutant(
         "a prefetched job's start is told before the one ahead has ended",
         STEP,
-        "      if cardinality(p_lengths) > 0 and pgqueuetopia.is_listened_to(p_scope) then\n",
+        "      if ask.lengths is not null and pgqueuetopia.is_listened_to(p_scope) then\n",
         "      if false then\n",
         f"{PREFETCH}::test_who_listens_is_told_of_each_start_before_the_next",
     ),
@@ -347,7 +347,7 @@ MUTANTS = [
     Mutant(
         "nobody sees that a prefetched job runs",
         STEP,
-        "      if cardinality(p_begun) > 0 then\n",
+        "      if ask.begun is not null then\n",
         "      if false then\n",
         f"{PREFETCHING}::test_a_slow_job_among_quick_ones_is_seen_to_run_and_what_is_behind_it_is_free",
     ),
@@ -454,7 +454,7 @@ MUTANTS = [
     Mutant(
         "slots are kept",
         STEP,
-        "  if cardinality(p_held_ids) > 0 or cardinality(v_line.ids) > 0 then\n",
+        "  if cardinality(ask.held_ids) > 0 or cardinality(v_line.ids) > 0 then\n",
         "  if false then\n",
         f"{SLOTS}::test_a_slot_that_is_not_needed_any_longer_is_let_go",
     ),
@@ -489,7 +489,7 @@ MUTANTS = [
     Mutant(
         "a full lock table ends the step",
         STEP,
-        "        if crowded then\n          raise;",
+        "        if answer.crowded then\n          raise;",
         "        if true then\n          raise;",
         f"{SHORTAGES}::test_a_full_lock_table_makes_a_node_hold_fewer_queues",
     ),

@@ -1,22 +1,28 @@
-"""Arrays as PostgreSQL writes them, for what goes in with each step: asyncpg takes three times as long."""
+"""Arrays as PostgreSQL writes them, for what goes in with each step: asyncpg takes three times as long.
+
+None where there is nothing in it.
+"""
 
 from collections.abc import Iterable
 from datetime import datetime
 
 
-def numbers(values: Iterable[float | None]) -> str:
-    """For ::bigint[] or ::double precision[]."""
-    return f"{{{','.join(map(str, values)).replace('None', 'NULL')}}}"
+def numbers(values: Iterable[float | None]) -> str | None:
+    """For ::bigint[], ::integer[] or ::boolean[]."""
+    joined = ",".join(map(str, values)).replace("None", "NULL")
+    return f"{{{joined}}}" if joined else None
 
 
-def texts(values: Iterable[str | None]) -> str:
+def texts(values: Iterable[str | None]) -> str | None:
     """For ::text[]; many are the same."""
     known = list(values)
+    if not known:
+        return None
     told = {value: "NULL" if value is None else _quoted(value) for value in set(known)}
     return f"{{{','.join([told[value] for value in known])}}}"
 
 
-def times(values: Iterable[datetime | None]) -> str:
+def times(values: Iterable[datetime | None]) -> str | None:
     """For ::timestamptz[]; most are the same."""
     known = list(values)
     told = {value: None if value is None else value.isoformat() for value in set(known)}

@@ -222,16 +222,19 @@ class Session:
         ids, claims, *settlements = settlement_columns(ended, self.node)
         queues, lasts, snapshots, sizes, run_times = queue_columns(ended, last, keep=keep)
         begun = begun or {}
-        [row] = await self._fetch(
-            "step",
-            self.scope,
-            self.node,
+        # A pgqueuetopia.question (migrations/0007_step.up.sql).
+        question = (
             numbers(ids),
             numbers(claims),
-            *settlements,
+            *[column or None for column in settlements],
             queues,
+            lasts,
             snapshots,
+            sizes,
+            run_times,
             texts(yielding),
+            numbers(begun),
+            numbers(begun.values()),
             texts(running),
             times(running.values()),
             avoid,
@@ -242,17 +245,14 @@ class Session:
             self._unstarted - starting,
             careful,
             *((None, None) if everything else self._front),
-            *(lines.columns(self._topic_fronts) if lines else NO_LINES),
-            sizes,
-            run_times,
-            numbers(begun),
-            numbers(begun.values()),
-            lasts,
+            self._topic_fronts if lines else None,
+            *(lines.columns() if lines else NO_LINES),
         )
-        if row["priorities"]:
-            self._front = row["priorities"], row["fronts"]
-        self._topic_fronts = row["topic_fronts"]
-        stepped = stepped_of(row, self.scope, self.node)
+        [[answer]] = await self._fetch("step", self.scope, self.node, question)
+        if answer["priorities"]:
+            self._front = answer["priorities"], answer["fronts"]
+        self._topic_fronts = answer["topic_fronts"]
+        stepped = stepped_of(answer, self.scope, self.node)
         self._unstarted = starting + bool(stepped.claimed)
         return stepped
 

@@ -77,22 +77,20 @@ class Lines:
     rooms: list[tuple[str, int, int, datetime | None]]
     held: list[tuple[str, int, int, bool]]
 
-    def columns(self, fronts: str | None) -> list[Any]:
-        """One array for each; and where the scans of topics begin, as the step before told."""
+    def columns(self) -> list[Any]:
+        """One array for each."""
         return [
             *[[room[n] for room in self.rooms] for n in range(4)],
             *[[held[n] for held in self.held] for n in range(4)],
-            fronts,
         ]
 
 
-# Nor fronts of topics.
-NO_LINES = (None,) * 9
+NO_LINES = (None,) * 8
 
 
 def stepped_of(row: asyncpg.Record, scope: str, node: str) -> Stepped:
-    """What a step did, from the row that it returned."""
-    claimed, slots = row["claimed"], row["slots"]
+    """What a step did, from its answer."""
+    claimed, slots = row["claimed"], row["slots"] or []
     blocking = len(claimed) - len(slots)
     return Stepped(
         claimed=[
@@ -101,12 +99,12 @@ def stepped_of(row: asyncpg.Record, scope: str, node: str) -> Stepped:
         ],
         prefetched=prefetched_of(row["prefetched"] or ()),
         slots=slots,
-        saved=frozenset(row["saved"]),
-        busy=frozenset(row["busy"]),
+        saved=frozenset(row["saved"] or ()),
+        busy=frozenset(row["busy"] or ()),
         again=row["again"],
         suspended=row["suspended"],
         held_up=row["held_up"],
-        careful=row["careful"],
+        careful=bool(row["careful"]),
         crowded=row["crowded"],
         more=row["more"],
         # A front comes from a scan, or from the step before.
@@ -150,7 +148,7 @@ def last_of_queues(ended: Iterable[Ended], running: Container[Any]) -> dict[str,
     return {one.queue: one for one in ended if one.queue not in running}
 
 
-def queue_columns(ended: Sequence[Ended], last: Mapping[str, Ended], *, keep: bool) -> tuple[str, ...]:
+def queue_columns(ended: Sequence[Ended], last: Mapping[str, Ended], *, keep: bool) -> tuple[Any, ...]:
     """What each tells of its queue: name, whether it is the last, the snapshot, how many it gets at once.
 
     And how long each job ran, in microseconds. Empty where it is the same for all, or does not matter: only

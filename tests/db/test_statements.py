@@ -6,7 +6,6 @@ import pytest
 from pgqueuetopia.db.arrays import numbers, texts
 from pgqueuetopia.db.session import SERVER_SETTINGS
 from pgqueuetopia.db.statements import SQL
-from pgqueuetopia.db.step import NO_LINES
 from tests.support import eventually
 
 
@@ -31,10 +30,18 @@ select
 """
 
 
-# Step's arguments: nothing runs, nothing is avoided, there is room for fifty;
-# not careful, from the start, no topics, one job of a queue at once.
-WANTED: tuple[object, ...] = ("{}", "{}", [], 50)
-ANEW: tuple[object, ...] = (False, None, None, *NO_LINES, "{}", "{}", "{}", "{}", "{}")
+# The names of what a step is asked.
+NAMES = """
+select attname from pg_attribute where attrelid = 'pgqueuetopia.question'::regclass order by attnum
+"""
+
+
+async def step(node: "asyncpg.Connection[asyncpg.Record]", **told: object) -> list[asyncpg.Record]:
+    """A step from the start, with room for fifty; what it has claimed."""
+    asked = {"avoid": [], "room": 50, "keep": True, "queues_suspended": True, "started": 0, "careful": False}
+    question = [(asked | told).get(row["attname"]) for row in await node.fetch(NAMES)]
+    [[answer]] = await node.fetch(SQL["step"], "Test", "n", tuple(question))
+    return list(answer["claimed"])
 
 
 # What the statistics know: nothing, what is there, or what was there once.
@@ -56,36 +63,29 @@ async def test_step_reads_a_few_rows_for_each_job_whatever_the_statistics_say(
     if analysed in sizes:
         await connection.execute(MISLEADING.format(rows=sizes[analysed]))
     node = await asyncpg.connect(dsn, server_settings=SERVER_SETTINGS)
-    nothing: list[object] = ["{}", "{}", *([] for _ in range(6)), "{}", "{}", "{}"]
     # The first calls make the plans, while the tables are empty.
     for _ in range(2):
-        await node.fetch(SQL["step"], "Test", "n", *nothing, *WANTED, True, True, True, False, *ANEW)
+        await step(node, rescue=True)
     await connection.execute(ROWS)
     if analysed == "now":
         await connection.execute("analyze pgqueuetopia.jobs, pgqueuetopia.run_queue")
     # What a session has read is counted when it ends: those of the test before may not have ended yet.
     await eventually(lambda: are_alone(connection, node))
     before = await read(node)
-    claimed = (await node.fetch(SQL["step"], "Test", "n", *nothing, *WANTED, True, True, True, False, *ANEW))[
-        0
-    ][0]
+    claimed = await step(node, rescue=True)
     assert len(claimed) == 50
     for ended in (False, True):
-        settled = [
-            numbers(job["id"] for job in claimed),
-            numbers(job["claim"] for job in claimed),
-            ["succeeded"] * 50,
-            [None] * 50,
-            [True] * 50,
-            [None] * 50,
-            [None] * 50,
-            [None] * 50,
-            texts(job["queue"] for job in claimed),
-            texts([None] * 50),
-            texts(job["queue"] for job in claimed if ended),
-        ]
-        answer = await node.fetch(SQL["step"], "Test", "n", *settled, *WANTED, False, True, True, True, *ANEW)
-        claimed = answer[0][0]
+        claimed = await step(
+            node,
+            ids=numbers(job["id"] for job in claimed),
+            claims=numbers(job["claim"] for job in claimed),
+            outcomes=["succeeded"] * 50,
+            spent=[True] * 50,
+            queues=texts(job["queue"] for job in claimed),
+            yielding=texts(job["queue"] for job in claimed if ended),
+            rescue=False,
+            started=1,
+        )
         assert len(claimed) == 50
     after = await read(node)
     await node.close()
