@@ -190,6 +190,8 @@ declare
   v_places timestamptz[];
   v_snapshots text[];
   v_lengths integer[];
+  -- whether queues get several jobs at once
+  v_several boolean;
   v_acquired pgqueuetopia.acquired;
   v_looked pgqueuetopia.looked;
   v_claims pgqueuetopia.claims;
@@ -234,10 +236,8 @@ begin
       if ask.begun is not null then
         perform pgqueuetopia.note_begun(p_node, ask.begun::bigint[], ask.prefetched_to::bigint[], v_careful);
       end if;
-      if ask.lengths is not null and pgqueuetopia.is_listened_to(p_scope) then
-        -- Who listens is told of each start before the next.
-        v_lengths := null;
-      end if;
+      -- Who listens is told of each start before the next.
+      v_several := ask.lengths is not null and not pgqueuetopia.is_listened_to(p_scope);
       if cardinality(ask.held_ids) > 0 then
         v_held_ended := array(
           select h.ended and (h.id = any (answer.busy)) is not true from unnest(ask.held_ids, ask.held_ended) h (id, ended)
@@ -267,7 +267,7 @@ begin
           p_scope, v_queues, v_ids, v_places, v_snapshots, v_lengths, v_yielding, false, ask.avoid,
           answer.suspended or not v_may_start, v_some_queue_suspended, v_now
         );
-        v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, cardinality(v_lengths) > 0, v_careful);
+        v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, v_several, v_careful);
         answer.claimed := v_claims.claimed;
         answer.prefetched := v_claims.prefetched;
         answer.again := v_claims.again;
@@ -281,7 +281,8 @@ begin
         if cardinality(ask.topics) > 0 then
           v_line := pgqueuetopia.line_up(
             p_scope, ask.topics, ask.parallelisms, ask.rooms, ask.served_at, ask.held_topics, ask.held_slots, ask.held_ids,
-            v_held_ended, v_room, v_some_queue_suspended, v_careful, v_now, ask.topic_fronts::pgqueuetopia.topic_front[], ask.fronts is null
+            v_held_ended, v_room, v_some_queue_suspended, v_careful, v_now, ask.topic_fronts::pgqueuetopia.topic_front[],
+            ask.fronts is null
           );
         end if;
         v_acquired := pgqueuetopia.acquire(
@@ -312,7 +313,7 @@ begin
           ask.avoid || v_yielding[greatest(v_room - coalesce(cardinality(v_taken), 0), 0) + 1:],
           answer.suspended or not v_may_start, v_some_queue_suspended, v_now
         );
-        v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, cardinality(v_lengths) > 0, v_careful);
+        v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, v_several, v_careful);
         answer.claimed := answer.claimed || v_claims.claimed;
         answer.prefetched := answer.prefetched || v_claims.prefetched;
         answer.again := answer.again || v_claims.again;

@@ -326,8 +326,8 @@ MUTANTS = [
     Mutant(
         "a prefetched job's start is told before the one ahead has ended",
         STEP,
-        "      if ask.lengths is not null and pgqueuetopia.is_listened_to(p_scope) then\n",
-        "      if false then\n",
+        "ask.lengths is not null and not pgqueuetopia.is_listened_to(p_scope)",
+        "ask.lengths is not null",
         f"{PREFETCH}::test_who_listens_is_told_of_each_start_before_the_next",
     ),
     Mutant(
