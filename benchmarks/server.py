@@ -18,6 +18,8 @@ from pgqueuetopia.db import migrations
 
 # As `pgqueuetopia run` does.
 LOOP = {"use_uvloop": find_spec("uvloop") is not None}
+# The same for a node of tests.acceptance.
+NODE_OPTIONS = ("--uvloop",) if LOOP["use_uvloop"] else ()
 SHOWN = ("fsync", "synchronous_commit", "full_page_writes", "autovacuum", "shared_buffers", "max_connections")
 
 

@@ -91,11 +91,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pooled", action="store_true", help="the DSN is that of a pooler")
     parser.add_argument("--topic", default="", help="name=parallelism")
     parser.add_argument("--session-timeout", type=float, default=15)
+    parser.add_argument("--uvloop", action="store_true", help="as pgqueuetopia run has it where it is installed")
     return parser.parse_args()
 
 
-async def main() -> None:
-    given = _arguments()
+async def main(given: argparse.Namespace) -> None:
     journal = Journal(given.history)
     app = Queuetopia(
         repo=Repo(
@@ -116,4 +116,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main)
+    arguments = _arguments()
+    anyio.run(main, arguments, backend_options={"use_uvloop": arguments.uvloop})
