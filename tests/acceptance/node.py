@@ -91,7 +91,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pooled", action="store_true", help="the DSN is that of a pooler")
     parser.add_argument("--topic", default="", help="name=parallelism")
     parser.add_argument("--session-timeout", type=float, default=15)
-    parser.add_argument("--uvloop", action="store_true", help="as pgqueuetopia run has it where it is installed")
+    parser.add_argument("--uvloop", action="store_true", help="as pgqueuetopia run, where it is installed")
     return parser.parse_args()
 
 
