@@ -36,13 +36,22 @@ insert into pgqueuetopia.jobs (scope, queue, action, scheduled_at)
 values ('{SCOPE}', 'created_' || floor(random() * {QUEUES}), 'nothing', now() + interval '1 day')
 """
 OURS, ALWAYS, NONE = "our trigger", "a trigger that always notifies", "no trigger"
-# What makes each of them, in the database's own functions.
+# What makes each of them. The one that always notifies asks nothing, and does no more than it must.
 TRIGGERS = {
     OURS: "",
     ALWAYS: """
-create or replace function pgqueuetopia.is_held(purpose text, scope text) returns boolean
-language sql volatile
-return purpose = 'sleeping'
+create or replace function pgqueuetopia.jobs_inserted() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
+  select i.scope, i.queue, i.priority, greatest(i.scheduled_at, i.next_attempt_at), i.scheduled_at
+  from inserted i
+  where i.done_at is null and not i.topic;
+  perform pg_notify('pgqueuetopia_jobs', i.scope) from inserted i;
+  return null;
+end
+$$
 """,
     NONE: "alter table pgqueuetopia.jobs disable trigger jobs_inserted",
 }
