@@ -94,7 +94,7 @@ MUTANTS = [
         CLAIM,
         "limit greatest(l.length, 1) - 1",
         "limit l.length - 1",
-        f"{PREFETCH}::test_what_is_behind_the_head_of_a_queue_that_is_just_acquired_is_left_alone",
+        f"{PREFETCH}::test_what_is_behind_a_head_that_is_claimed_alone_is_left_alone",
     ),
     Mutant(
         "what committed since the look at a queue is removed as it is let go",

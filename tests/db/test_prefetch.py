@@ -57,19 +57,24 @@ async def test_only_the_first_has_started(dsn: str) -> None:
         assert [await app.cancel(job) for job in jobs] == [Cancelled.IN_PROGRESS] * 4
 
 
-async def test_what_is_behind_the_head_of_a_queue_that_is_just_acquired_is_left_alone(
-    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+@pytest.mark.parametrize("again", [True, False], ids=["tried again", "just acquired"])
+async def test_what_is_behind_a_head_that_is_claimed_alone_is_left_alone(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", again: bool
 ) -> None:
-    """Its head alone is claimed, beside a queue that gets several: who holds the next holds up nobody."""
+    """Beside a queue that gets several: who holds the next holds up nobody."""
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
-        await app.create_jobs([{"queue": "q", "action": "a"}] * 3)
+        jobs = await app.create_jobs([{"queue": "q", "action": "a"}] * 3)
         [first] = (await look(a)).claimed
-        head, next_ = [await app.create_job("acquired", "a") for _ in range(2)]
+        head, next_ = [await app.create_job("alone", "a") for _ in range(2)]
+        ended = [Ended("q", first, SUCCEEDED, size=16)]
+        if again:
+            [failed] = (await look(a, running=[first])).claimed
+            ended.append(one(failed, Settlement.retried(Failure("no"), timedelta(0))))
         async with connection.transaction():
             await connection.execute("select from pgqueuetopia.jobs where id = $1 for update", next_.id)
-            stepped = await look(a, Ended("q", first, SUCCEEDED, size=16), over=True)
+            stepped = await look(a, *ended, over=not again)
         assert not stepped.careful
-        assert ids(stepped) == [first.id + 1, first.id + 2, head.id]
+        assert ids(stepped) == [jobs[1].id, jobs[2].id, head.id]
 
 
 async def test_their_queue_is_looked_at_when_the_last_has_ended(dsn: str) -> None:

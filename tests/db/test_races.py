@@ -50,6 +50,7 @@ async def test_a_job_that_another_node_has_just_finished_is_not_run_again(racing
             assert (await look(a, done(claimed), room=0, over=True)).claimed == []
             await stop.release()
         assert ids(results[0]) == [], "the row by which it came to the queue is gone"
+        assert not await is_locked(racing_dsn, "q")
         running = (await look(b)).claimed
         assert [job.id for job in running] == [second.id]
         await app.create_job("q", "a")
