@@ -314,13 +314,12 @@ class Scheduler:
             self._start(job)
 
     def _keep_unsaved(self, ended: list[Ended], stepped: Stepped) -> None:
-        for one in ended:
-            if one.job is None or one.job.id in stepped.saved:
-                continue
-            if one.job.id in stepped.busy:
-                self.ended.append(one)
-            else:
-                log.warning("outcome_lost", job=one.job.id, queue=one.queue, claim=one.job.claim)
+        """For another step, ahead of what has ended since: which is the last of its queue depends on that."""
+        unsaved = [(one, one.job) for one in ended if one.job and one.job.id not in stepped.saved]
+        self.ended[:0] = [one for one, job in unsaved if job.id in stepped.busy]
+        for one, job in unsaved:
+            if job.id not in stepped.busy:
+                log.warning("outcome_lost", job=job.id, queue=one.queue, claim=job.claim)
 
     def _look_again_at_lost(self, ended: list[Ended], stepped: Stepped) -> None:
         """Queues of which the last outcome could not be written, and so nobody has looked at them."""
