@@ -1,9 +1,10 @@
 """The loop of a node: step, start what was claimed, wait for the bell or the time."""
 
+import asyncio
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -280,15 +281,20 @@ class Scheduler:
             if one.job and one.job.id in stepped.saved:
                 self.on_saved(one)
         self.ended += [Ended(queue=queue) for queue in stepped.again]
-        self._start_claimed(stepped, {one.queue: one.slice for one in ended}, now)
+        self._hold(stepped, {one.queue: one.slice for one in ended}, now)
+        if self._is_pressed:
+            # The server has the next question before the first of them runs.
+            asyncio.get_running_loop().call_soon(self._start, stepped.claimed)
+        else:
+            self._start(stepped.claimed)
         if stepped.claimed:
             self._last_claim = now
         if stepped.careful:
             self._careful_until = now + CAREFUL
         self.room.learn(stepped.crowded, len(self.running) + len(self._unsettled()), now)
 
-    def _start_claimed(self, stepped: Stepped, slices: Mapping[str, Slice | None], now: float) -> None:
-        """Hold queues and slots, and start the first job of each; a queue that goes on keeps its slice."""
+    def _hold(self, stepped: Stepped, slices: Mapping[str, Slice | None], now: float) -> None:
+        """Hold the queues and slots of what was claimed; a queue that goes on keeps its slice."""
         starting = {job.id for job in stepped.claimed}
         starting.update(row["id"] for behind in stepped.prefetched.values() for row in behind)
         self.starting.append(starting)
@@ -306,12 +312,10 @@ class Scheduler:
                 prefetched=prefetched,
                 size=1 + len(prefetched),
             )
-            self._start(job)
         for job, slot in zip(stepped.claimed[blocking:], stepped.slots, strict=True):
             self.running[job.id] = Hold(job, now, now, Slice(now), stepped.snapshot, job.attempted_at, slot)
             if job.attempted_at:
                 self._served_at[job.queue] = job.attempted_at
-            self._start(job)
 
     def _keep_unsaved(self, ended: list[Ended], stepped: Stepped) -> None:
         """For another step, ahead of what has ended since: which is the last of its queue depends on that."""
@@ -329,12 +333,13 @@ class Scheduler:
             if not (one.slot or is_told or queue in busy):
                 self.ended.append(Ended(queue=queue, slice=one.slice))
 
-    def _start(self, job: Job) -> None:
-        """Start a job, or give it back: the step that claimed it was under way when we were told to stop."""
-        if self.leaving or self.plan.pause.holds(job.queue):
-            self.end(job, Settlement.interrupted(), None)
-        else:
-            self.start(job)
+    def _start(self, jobs: Iterable[Job]) -> None:
+        """Start them, or give them back: the step that claimed them was under way when we were told to stop."""
+        for job in jobs:
+            if self.leaving or self.plan.pause.holds(job.queue):
+                self.end(job, Settlement.interrupted(), None)
+            else:
+                self.start(job)
 
     def _has_begun(self, job_id: int) -> None:
         """May be called by any thread."""
@@ -346,9 +351,14 @@ class Scheduler:
         self.starting = [ids for ids in self.starting if ids]
         return len(self.starting)
 
+    @property
+    def _is_pressed(self) -> bool:
+        """Whether so much has ended during the last step that the next one follows at once."""
+        return self.bell.rung and len(self.ended) >= SHARE and self._sleep is None
+
     async def _rest(self, stepped: Stepped) -> None:
         """Wait for the first of the bell and the time of the next look, unless much has ended meanwhile."""
-        if self.bell.rung and len(self.ended) >= SHARE and self._sleep is None:
+        if self._is_pressed:
             return
         await anyio.lowlevel.checkpoint()
         with anyio.move_on_after(START_PATIENCE):
