@@ -5,7 +5,6 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 
-import anyio
 import structlog
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +26,8 @@ from benchmarks import (
     waking,
 )
 from benchmarks.figures import Figure
-from benchmarks.server import LOOP, Server, a_server
+from benchmarks.server import Server, a_server
+from pgqueuetopia.cli import runtime
 
 Benchmark = Callable[[Server, Callable[[str], None]], Awaitable[list[Figure]]]
 
@@ -58,7 +58,7 @@ def main() -> int:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     console = Console()
-    anyio.run(_run, names, console, backend_options=LOOP)
+    runtime.run(_run, names, console)
     return 0
 
 

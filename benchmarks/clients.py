@@ -13,7 +13,8 @@ from pathlib import Path
 
 import anyio
 
-from benchmarks.server import LOOP, connected
+from benchmarks.server import connected
+from pgqueuetopia.cli import runtime
 from pgqueuetopia.embedded.binaries import find_binaries
 
 THREADS = 2
@@ -67,7 +68,5 @@ async def _client(dsn: str, statement: str, seconds: float, commits: list[int]) 
 
 
 if __name__ == "__main__":
-    rate = anyio.run(
-        _in_python, sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), backend_options=LOOP
-    )
+    rate = runtime.run(_in_python, sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
     print(f"tps = {rate}")

@@ -12,12 +12,11 @@ import time
 from collections import Counter
 from typing import Any
 
-import anyio
 import asyncpg
 
-from benchmarks.server import LOOP
 from benchmarks.throughput import Nothing
 from pgqueuetopia import Queuetopia, Repo, logs
+from pgqueuetopia.cli import runtime
 from pgqueuetopia.db.statements import SQL
 
 NAMES = {text: name for name, text in SQL.items()}
@@ -58,4 +57,4 @@ async def main(dsn: str, scope: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2], backend_options=LOOP)
+    runtime.run(main, sys.argv[1], sys.argv[2])

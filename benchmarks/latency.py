@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 
 from benchmarks.figures import Figure, latencies
-from benchmarks.server import NODE_OPTIONS, Server
+from benchmarks.server import Server
 from pgqueuetopia import NewJob, Queuetopia, Repo
 from tests.acceptance.cluster import Cluster, NodeProcess, until_nodes_are_up
 from tests.acceptance.node import SCOPE
@@ -49,7 +49,7 @@ async def _a_node(dsn: str) -> AsyncIterator[tuple[Queuetopia, NodeProcess]]:
     with tempfile.TemporaryDirectory() as folder:
         cluster = Cluster(dsn, Path(folder))
         try:
-            node = cluster.start(*NODE_OPTIONS)
+            node = cluster.start("--tuned")
             await until_nodes_are_up(app, 1)
             yield app, node
         finally:

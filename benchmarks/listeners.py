@@ -9,8 +9,8 @@ import sys
 
 import anyio
 
-from benchmarks.server import LOOP
 from pgqueuetopia import Queuetopia, Repo
+from pgqueuetopia.cli import runtime
 from pgqueuetopia.db.events import Events
 
 LISTENERS = 10
@@ -47,4 +47,4 @@ async def main(dsn: str, scope: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2], backend_options=LOOP)
+    runtime.run(main, sys.argv[1], sys.argv[2])

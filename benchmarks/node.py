@@ -2,11 +2,9 @@
 
 import sys
 
-import anyio
-
-from benchmarks.server import LOOP
 from benchmarks.throughput import Nothing
 from pgqueuetopia import Queuetopia, Repo, logs
+from pgqueuetopia.cli import runtime
 
 
 async def main(dsn: str, scope: str) -> None:
@@ -17,4 +15,4 @@ async def main(dsn: str, scope: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2], backend_options=LOOP)
+    runtime.run(main, sys.argv[1], sys.argv[2])

@@ -7,19 +7,15 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
 
 from pgqueuetopia import embedded
+from pgqueuetopia.cli.runtime import HAS_UVLOOP
 from pgqueuetopia.db import migrations
 
-# As `pgqueuetopia run` does.
-LOOP = {"use_uvloop": find_spec("uvloop") is not None}
-# The same for a node of tests.acceptance.
-NODE_OPTIONS = ("--uvloop",) if LOOP["use_uvloop"] else ()
 SHOWN = ("fsync", "synchronous_commit", "full_page_writes", "autovacuum", "shared_buffers", "max_connections")
 
 
@@ -46,7 +42,7 @@ class Server:
         async with connected(self.dsn) as connection:
             version = await connection.fetchval("show server_version")
             settings = [f"{name}={await connection.fetchval(f'show {name}')}" for name in SHOWN]
-        python = f"Python {platform.python_version()}{' with uvloop' if LOOP['use_uvloop'] else ''}"
+        python = f"Python {platform.python_version()}{' with uvloop' if HAS_UVLOOP else ''}"
         return (
             f"PostgreSQL {version}, {', '.join(settings)}; "
             f"{python}, {os.cpu_count()} CPUs, server and clients on one machine"

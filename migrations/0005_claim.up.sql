@@ -131,8 +131,7 @@ begin
       j.next_attempt_at,
       j.due_at,
       not (a.stops or a.suspended or p_suspended) and coalesce(j.due_at <= p_now, false),
-      -- One that waited may be behind others.
-      case when j.next_attempt_at is null then a.length end,
+      a.length,
       null
     )::pgqueuetopia.head as head
     from placed a
@@ -220,11 +219,11 @@ create type pgqueuetopia.claims as (
 -- Claim the heads that are due, and let go of the queues of the others. A careful claim passes over heads that somebody has
 -- locked: their queues are looked at again a second later.
 --
--- A queue that goes on and has a length gets as many jobs at once, to be run one after the other. Those behind its head are
--- prefetched: nothing is written to them, and the head tells which is the last (prefetched_to). They are locked until that
--- is committed, so that nobody ends one of them who has not seen it.
+-- A queue gets as many jobs at once as its length says, or else the one given here, to be run one after the other (null: none has
+-- more than one). Those behind its head are prefetched: nothing is written to them, and the head tells which is the last
+-- (prefetched_to). They are locked until that is committed, so that nobody ends one of them who has not seen it.
 create function pgqueuetopia.claim(
-  p_scope text, p_node text, p_looked pgqueuetopia.looked, p_several boolean, p_careful boolean
+  p_scope text, p_node text, p_looked pgqueuetopia.looked, p_length integer, p_careful boolean
 ) returns pgqueuetopia.claims
 language plpgsql
 as $$
@@ -249,7 +248,7 @@ begin
     from unnest(v_due) l;
     v_claims.skipped := v_locked <> '{}';
     v_others := v_others || v_locked;
-  elsif p_several then
+  elsif p_length is not null then
     -- What is due behind a head, and was never started.
     with behind as materialized (
       -- Up to the first that is not.
@@ -272,8 +271,8 @@ begin
           where m.scope = p_scope and m.queue = l.queue and m.done_at is null and not m.topic
             and (m.scheduled_at, m.id) > (l.scheduled_at, l.id)
           order by m.scheduled_at, m.id
-          -- None, where it gets one job alone.
-          limit greatest(l.length, 1) - 1
+          -- None, where it gets one job alone; what waited for its next attempt may be behind others.
+          limit case when l.next_attempt_at is null then greatest(l.length, p_length, 1) - 1 else 0 end
           for no key update
         ) m
       ) b on true

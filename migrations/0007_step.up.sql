@@ -106,8 +106,10 @@ create type pgqueuetopia.question as (
   queues text,
   lasts text,
   snapshots text,
-  -- how many jobs a queue gets at once (see claim); how long the jobs ran (see persist); which queues' slice is over
+  -- how many jobs a queue gets at once (see claim), and how many one that is acquired; how long the jobs ran (see persist); which
+  -- queues' slice is over
   lengths text,
+  length integer,
   run_times text,
   yielding text,
   -- which of the jobs that were prefetched run by now, and what is prefetched behind them (see note_begun)
@@ -190,8 +192,9 @@ declare
   v_places timestamptz[];
   v_snapshots text[];
   v_lengths integer[];
-  -- whether queues get several jobs at once
-  v_several boolean;
+  -- how many jobs a queue gets at once that goes on without a length of its own, and one that is acquired; null: one each
+  v_length integer;
+  v_length_acquired integer;
   v_acquired pgqueuetopia.acquired;
   v_looked pgqueuetopia.looked;
   v_claims pgqueuetopia.claims;
@@ -237,7 +240,10 @@ begin
         perform pgqueuetopia.note_begun(p_node, ask.begun::bigint[], ask.prefetched_to::bigint[], v_careful);
       end if;
       -- Who listens is told of each start before the next.
-      v_several := ask.lengths is not null and not pgqueuetopia.is_listened_to(p_scope);
+      if (ask.lengths is not null or ask.length > 1) and not pgqueuetopia.is_listened_to(p_scope) then
+        v_length := case when ask.lengths is not null then 1 end;
+        v_length_acquired := nullif(ask.length, 1);
+      end if;
       if cardinality(ask.held_ids) > 0 then
         v_held_ended := array(
           select h.ended and (h.id = any (answer.busy)) is not true from unnest(ask.held_ids, ask.held_ended) h (id, ended)
@@ -267,7 +273,7 @@ begin
           p_scope, v_queues, v_ids, v_places, v_snapshots, v_lengths, v_yielding, false, ask.avoid,
           answer.suspended or not v_may_start, v_some_queue_suspended, v_now
         );
-        v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, v_several, v_careful);
+        v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, v_length, v_careful);
         answer.claimed := v_claims.claimed;
         answer.prefetched := v_claims.prefetched;
         answer.again := v_claims.again;
@@ -300,8 +306,9 @@ begin
         end if;
       end if;
       if v_taken <> '{}' then
-        v_claims := pgqueuetopia.claim(p_scope, p_node, (v_acquired.taken).looked, false, v_careful);
+        v_claims := pgqueuetopia.claim(p_scope, p_node, (v_acquired.taken).looked, v_length_acquired, v_careful);
         answer.claimed := answer.claimed || v_claims.claimed;
+        answer.prefetched := answer.prefetched || v_claims.prefetched;
         answer.again := answer.again || v_claims.again;
         v_let_go := v_let_go || v_claims.let_go;
         v_skipped := v_skipped or v_claims.skipped;
@@ -313,7 +320,7 @@ begin
           ask.avoid || v_yielding[greatest(v_room - coalesce(cardinality(v_taken), 0), 0) + 1:],
           answer.suspended or not v_may_start, v_some_queue_suspended, v_now
         );
-        v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, v_several, v_careful);
+        v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, v_length, v_careful);
         answer.claimed := answer.claimed || v_claims.claimed;
         answer.prefetched := answer.prefetched || v_claims.prefetched;
         answer.again := answer.again || v_claims.again;

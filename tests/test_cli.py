@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 from pgqueuetopia import Job, logs
 from pgqueuetopia.cli import show
 from pgqueuetopia.cli.app import app as commands
+from pgqueuetopia.cli.runtime import COLLECT_AFTER
 from tests.support import Recorder, an_app, eventually
 
 PROGRAM = [sys.executable, "-c", "from pgqueuetopia.cli import main; main()"]
@@ -435,6 +436,25 @@ async def test_run_performs_jobs_until_sigterm_and_exits_with_0(dsn: str, shop: 
         assert (await app.get_job(job)).outcome == "succeeded"
     assert node.events() == ["node_started", "signal_received", "node_left"]
     assert node.stdout == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("own", "threshold"), [("", COLLECT_AFTER), ("gc.set_threshold(900)", 900)])
+async def test_a_nodes_process_collects_rarely_unless_the_application_says_how_often(
+    own: str, threshold: int
+) -> None:
+    program = f"""
+import gc
+from pgqueuetopia.cli import runtime
+
+async def main():
+    print(gc.get_threshold()[0], gc.get_freeze_count() > 0)
+
+{own}
+runtime.run(main)
+"""
+    ended = await anyio.run_process([sys.executable, "-c", program])
+    assert ended.stdout.decode() == f"{threshold} True\n"
 
 
 @pytest.mark.slow

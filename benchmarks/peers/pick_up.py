@@ -15,7 +15,7 @@ from benchmarks.peers.databases import a_database_with
 from benchmarks.peers.peer import Contestant
 from benchmarks.peers.runner import Event
 from benchmarks.scale import count as scaled
-from benchmarks.server import NODE_OPTIONS, Server
+from benchmarks.server import Server
 from pgqueuetopia import Queuetopia, Repo
 from tests.acceptance.cluster import Cluster, until_nodes_are_up
 from tests.acceptance.node import SCOPE
@@ -81,7 +81,7 @@ async def _ours(server: Server) -> Samples:
         with tempfile.TemporaryDirectory() as folder:
             cluster = Cluster(dsn, Path(folder))
             try:
-                node = cluster.start(*NODE_OPTIONS)
+                node = cluster.start("--tuned")
                 await until_nodes_are_up(app, 1)
                 samples = await _enqueue(app)
                 await eventually(lambda: len(node.runs) == JOBS, within=LIMIT)

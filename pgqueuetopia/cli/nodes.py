@@ -1,11 +1,10 @@
 """pgqueuetopia run: a node."""
 
-from importlib.util import find_spec
 from typing import Annotated
 
-import anyio
 import typer
 
+from pgqueuetopia.cli import runtime
 from pgqueuetopia.cli.target import Dsn, loaded
 from pgqueuetopia.queuetopia import Queuetopia
 
@@ -15,7 +14,7 @@ def run(
     dsn: Dsn = None,
 ) -> None:
     """Run a node until SIGTERM or Ctrl-C, which let its jobs end; a second one interrupts them."""
-    anyio.run(_run, loaded(app, dsn), backend_options={"use_uvloop": find_spec("uvloop") is not None})
+    runtime.run(_run, loaded(app, dsn))
 
 
 async def _run(queuetopia: Queuetopia) -> None:

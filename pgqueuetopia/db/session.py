@@ -202,6 +202,7 @@ class Session:
         everything: bool = True,
         queues_suspended: bool = True,
         starting: int = 0,
+        size: int = 1,
         begun: Mapping[int, int | None] | None = None,
         careful: bool = False,
         lines: Lines | None = None,
@@ -212,10 +213,10 @@ class Session:
         `everything`: scan the run queue from its start, and not from where the last step came to.
         `queues_suspended`: whether configs suspend single queues. `yielding`: which of their queues go on
         only where others need no room. `starting`: how many of the steps before have claimed jobs that have
-        not been started yet. `begun`: of several that were claimed at once those that run by now, each with
-        the last that is prefetched behind it. A `careful` step passes over rows that somebody has locked;
-        another one waits for them a little, and then becomes careful.
-        `lines`: the topics of this node.
+        not been started yet. `size`: how many jobs a queue gets at once that we did not hold. `begun`: of
+        several that were claimed at once those that run by now, each with the last that is prefetched
+        behind it. A `careful` step passes over rows that somebody has locked; another one waits for them a
+        little, and then becomes careful. `lines`: the topics of this node.
         """
         last = last_of_queues(ended, running)
         ended = in_order(ended)
@@ -231,6 +232,7 @@ class Session:
             lasts,
             snapshots,
             sizes,
+            size,
             run_times,
             texts(yielding),
             numbers(begun),

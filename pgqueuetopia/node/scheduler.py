@@ -34,8 +34,11 @@ HELD_UP_LOOK = 0.02
 START_PATIENCE = LONG
 # Where more jobs have ended, a step settles those of half of the queues that are held, and at least as many.
 SHARE = 100
-# How many jobs a step claims at most of queues that are given several at once (is_prefetched knows it).
+# How many jobs a step claims at most of queues that go on with several at once, and as many of new ones
+# (is_prefetched knows it).
 MOST_IN_A_STEP = 1000
+# A new queue gets as many jobs at once as those that went on lately: about so many of them count.
+LATELY = 16
 # How long a node stays careful after it met rows that somebody has locked.
 CAREFUL = 5.0
 # How often a node that sleeps beside others asks whether they are still there.
@@ -91,6 +94,8 @@ class Scheduler:
     _has_news: bool = False
     # Whether the bell has called the node out of its sleep: what came in is new, nearly always.
     _called: bool = False
+    # How many jobs a queue gets at once when it goes on, lately.
+    _usual_size: float = 1.0
 
     async def run(self) -> None:
         """Until this node leaves and all that it ran is written."""
@@ -123,6 +128,7 @@ class Scheduler:
         hold.slice.used += run_time
         succeeded = settlement.outcome == "succeeded"
         goes_on = hold.prefetched and succeeded and self._may_go_on(hold, now)
+        size = hold.next_size(now) if succeeded and not goes_on else 1
         self.ended.append(
             Ended(
                 queue=job.queue,
@@ -133,13 +139,14 @@ class Scheduler:
                 snapshot=hold.snapshot,
                 run_time=run_time,
                 slot=hold.slot,
-                size=hold.next_size(now) if succeeded and not goes_on else 1,
+                size=size,
                 one_of_many=hold.size > 1,
             )
         )
         if goes_on:
             return hold.go_on(now)
         del self.running[_key(job)]
+        self._usual_size += (size - self._usual_size) / LATELY
         self._give_back(hold)
         self.bell.ring()
         return None
@@ -215,7 +222,7 @@ class Scheduler:
         over = {
             queue: one.slice for queue, one in last_of_queues(ended, self.running).items() if not one.slot
         }
-        most = min(self.plan.prefetch, max(1, MOST_IN_A_STEP // max(1, len(over))))
+        most = self._most_of(len(over))
         for one in ended:
             one.size = min(one.size, most)
         begun = [(hold, hold.job) for hold in self.running.values() if not hold.noted]
@@ -236,6 +243,7 @@ class Scheduler:
             keep=self.plan.keeps_finished_jobs,
             queues_suspended=self.plan.per_queue_suspension,
             starting=self._count_starting(),
+            size=min(round(self._usual_size), self._most_of(room)),
             begun={job.id: hold.last for hold, job in begun},
             careful=now < self._careful_until,
             lines=self._lines(ended, room) if self.plan.topics else None,
@@ -250,6 +258,10 @@ class Scheduler:
             soon = 20 * (self._last_rescue - now)
             self._rescue_pause = soon if stepped.more else max(RESCUE, soon)
         return stepped
+
+    def _most_of(self, queues: int) -> int:
+        """How many jobs each of so many queues gets at once at most."""
+        return min(self.plan.prefetch, max(1, MOST_IN_A_STEP // max(1, queues)))
 
     def _lines(self, ended: list[Ended], room: int) -> Lines:
         """What there is room for of each topic; a slot is held until its job's outcome is written."""
@@ -334,7 +346,7 @@ class Scheduler:
                 self.ended.append(Ended(queue=queue, slice=one.slice))
 
     def _start(self, jobs: Iterable[Job]) -> None:
-        """Start them, or give them back: the step that claimed them was under way when we were told to stop."""
+        """Start them, or give them back: we may have been told to stop since the step began."""
         for job in jobs:
             if self.leaving or self.plan.pause.holds(job.queue):
                 self.end(job, Settlement.interrupted(), None)

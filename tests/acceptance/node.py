@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio
 
 from pgqueuetopia import Err, Job, Launched, Performer, Queuetopia, Repo, Topic
+from pgqueuetopia.cli import runtime
 from tests.acceptance.history import DONE, INTERRUPTED
 from tests.support import eventually
 
@@ -91,7 +92,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pooled", action="store_true", help="the DSN is that of a pooler")
     parser.add_argument("--topic", default="", help="name=parallelism")
     parser.add_argument("--session-timeout", type=float, default=15)
-    parser.add_argument("--uvloop", action="store_true", help="as pgqueuetopia run, where it is installed")
+    parser.add_argument("--tuned", action="store_true", help="as pgqueuetopia run does")
     return parser.parse_args()
 
 
@@ -117,4 +118,5 @@ async def main(given: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = _arguments()
-    anyio.run(main, arguments, backend_options={"use_uvloop": arguments.uvloop})
+    run = runtime.run if arguments.tuned else anyio.run
+    run(main, arguments)

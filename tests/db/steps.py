@@ -48,6 +48,7 @@ async def look(session: Session, *ended: Ended, room: int = 10, over: bool = Fal
         room,
         rescue=known.get("rescue", True),
         starting=known.get("starting", 0),
+        size=known.get("size", 1),
         begun=known.get("begun"),
         careful=known.get("careful", False),
         everything=known.get("everything", True),

@@ -189,11 +189,32 @@ async def test_several_of_a_queue_take_one_place(dsn: str) -> None:
         assert len(jobs_of(stepped)) == 3 + 3 + 1
 
 
+async def test_a_queue_that_is_acquired_gets_several_where_they_are_asked_for(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        first, second = [await app.create_jobs([{"queue": q, "action": "a"}] * 4) for q in "pq"]
+        stepped = await look(a, room=2, size=3)
+        assert len(stepped.claimed) == 2
+        assert ids(stepped) == [job.id for job in (*first[:3], *second[:3])]
+        assert [await app.cancel(job) for job in second] == [*[Cancelled.IN_PROGRESS] * 3, Cancelled.OK]
+        stepped = await look(a, *map(one, jobs_of(stepped)))
+        assert ids(stepped) == [first[3].id]
+
+
+async def test_one_that_waited_runs_alone_where_its_queue_is_acquired(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        jobs = await several(app, a)
+        await look(a, one(jobs[0], Settlement.retried(Failure("no"), timedelta(0))), room=0)
+        stepped = await look(a, size=3)
+        assert ids(stepped) == [jobs[0].id]
+
+
 async def test_who_listens_is_told_of_each_start_before_the_next(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a") as [a], app.events():
         await app.create_jobs([{"queue": "q", "action": "a"}] * 3)
         [first] = (await look(a)).claimed
         assert len(jobs_of(await look(a, Ended("q", first, SUCCEEDED, size=16)))) == 1
+        await app.create_jobs([{"queue": "p", "action": "a"}] * 3)
+        assert len(jobs_of(await look(a, size=16))) == 1
 
 
 async def test_a_dead_nodes_jobs_run_in_order_and_those_prefetched_have_spent_nothing(dsn: str) -> None:

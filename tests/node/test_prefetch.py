@@ -15,6 +15,8 @@ import anyio.lowlevel
 import pytest
 
 from pgqueuetopia import Cancelled, Err, Job, Queuetopia
+from pgqueuetopia.db.session import Session
+from pgqueuetopia.db.step import Stepped
 from pgqueuetopia.node.hold import GROWTH, LONG, MEANT, Hold
 from pgqueuetopia.slices import Slice
 from tests.support import Recorder, an_app, eventually
@@ -224,6 +226,27 @@ async def test_plain_functions_and_many_queues_keep_their_order(dsn: str) -> Non
             await until_all_is_done(app)
     for queue, expected in jobs.items():
         assert [job.id for job in performer.performed if job.queue == queue] == expected
+
+
+@pytest.mark.parametrize("takes", [0, 2 * LONG], ids=["short", "long"])
+async def test_a_new_queue_gets_as_many_at_once_as_those_that_went_on(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, takes: float
+) -> None:
+    sizes = []
+    step = Session.step
+
+    async def noted(self: Session, *arguments: Any, **more: Any) -> Stepped:
+        sizes.append(more.get("size", 1))
+        return await step(self, *arguments, **more)
+
+    monkeypatch.setattr(Session, "step", noted)
+    performer = Strict(lambda job: anyio.sleep(takes))
+    async with an_app(dsn, performer, prefetch=4) as app:
+        for n in range(10):
+            await fill(app, 10, f"q{n}")
+        async with app.running():
+            await until_all_is_done(app)
+    assert max(sizes) == (1 if takes else 4)
 
 
 async def test_one_at_a_time_unless_asked_for(dsn: str) -> None:
