@@ -51,20 +51,20 @@ begin
 end
 $$;
 
--- Of queues that are to be looked at those of which every job could be saved.
-create function pgqueuetopia.without(
-  p_queues text[], p_ids bigint[], p_places timestamptz[], p_snapshots text[], p_lengths integer[], p_busy text[],
+-- Of queues that are to be looked at those of which the last outcome was saved, and none waits for a row that somebody has locked.
+create function pgqueuetopia.settled(
+  p_queues text[], p_ids bigint[], p_places timestamptz[], p_snapshots text[], p_lengths integer[],
+  p_saved bigint[], p_busy bigint[],
   out queues text[], out ids bigint[], out places timestamptz[], out snapshots text[], out lengths integer[]
 )
 language plpgsql
 as $$
 begin
-  select
-    coalesce(array_agg(q.queue), '{}'), array_agg(q.id), array_agg(q.place), array_agg(q.snapshot), array_agg(q.length)
+  select array_agg(q.queue), array_agg(q.id), array_agg(q.place), array_agg(q.snapshot), array_agg(q.length)
   into queues, ids, places, snapshots, lengths
   from unnest(p_queues, p_ids, p_places, p_snapshots, p_lengths) q (queue, id, place, snapshot, length)
-  -- A topic's job has no queue here.
-  where q.queue <> all (array_remove(p_busy, null));
+  where (q.id is null or q.id in (select unnest(p_saved)))
+    and q.queue not in (select j.queue from pgqueuetopia.jobs j where j.id = any (p_busy) and not j.topic);
 end
 $$;
 
@@ -93,8 +93,7 @@ $$;
 -- What a node asks of a step. (A type, and not arguments of their own: those of a call are planned anew each time.) Arrays that
 -- may be long are text, for a node's driver takes three times as long to write others. What is empty may be null.
 create type pgqueuetopia.question as (
-  -- what became of jobs (an id is null where a held queue is only to be looked at again; see persist for the arrays that
-  -- may be shorter), their queues, whether each is the last of its queue, the snapshots of the steps that claimed them
+  -- what became of jobs (see persist for their order)
   ids text,
   claims text,
   outcomes text[],
@@ -103,15 +102,18 @@ create type pgqueuetopia.question as (
   errors jsonb[],
   results jsonb[],
   moves text[],
+  run_times text,
+  -- the held queues of which nothing runs any longer; the last job of each (null where it is only to be looked at again), the
+  -- place at which the queue is if that has ended, the snapshot of the step that claimed it, and how many jobs the queue gets
+  -- at once (see claim); which of them have used up their slice
   queues text,
   lasts text,
+  places text,
   snapshots text,
-  -- how many jobs a queue gets at once (see claim), and how many one that is acquired; how long the jobs ran (see persist); which
-  -- queues' slice is over
   lengths text,
-  length integer,
-  run_times text,
   yielding text,
+  -- how many jobs a queue gets at once that is acquired
+  length integer,
   -- which of the jobs that were prefetched run by now, and what is prefetched behind them (see note_begun)
   begun text,
   prefetched_to text,
@@ -179,7 +181,6 @@ as $$
 declare
   v_now timestamptz;
   v_ended bigint[] := ask.ids::bigint[];
-  v_ended_queues text[] := ask.queues::text[];
   v_running text[] := ask.running::text[];
   v_claimed_at timestamptz[] := ask.claimed_at::timestamptz[];
   v_yielding text[] := ask.yielding::text[];
@@ -201,7 +202,7 @@ declare
   v_room integer;
   v_let_go text[];
   v_held_ended boolean[];
-  v_known text[] := v_running || v_ended_queues;
+  v_known text[] := v_running || ask.queues::text[];
   v_taken text[];
   v_started pgqueuetopia.claimed_job[];
   v_line pgqueuetopia.line;
@@ -214,27 +215,23 @@ begin
   answer.held_up := ask.room > 0 and not v_may_start;
   loop
     begin
+      v_queues := ask.queues::text[];
+      v_ids := ask.lasts::bigint[];
+      v_places := ask.places::timestamptz[];
+      v_snapshots := ask.snapshots::text[];
+      v_lengths := ask.lengths::integer[];
       if cardinality(v_ended) > 0 then
-        select p.saved, p.queues, p.ids, p.places, p.snapshots, p.lengths, p.busy
-        into answer.saved, v_queues, v_ids, v_places, v_snapshots, v_lengths, answer.busy
+        select p.saved, p.busy into answer.saved, answer.busy
         from pgqueuetopia.persist(
           p_scope, p_node, v_ended, ask.claims::bigint[], ask.outcomes, ask.delays, ask.spent, ask.errors, ask.results,
-          ask.moves, v_ended_queues, ask.lasts::boolean[], ask.snapshots::text[], ask.lengths::integer[],
-          ask.run_times::bigint[], ask.keep, v_careful
+          ask.moves, ask.run_times::bigint[], ask.keep, v_careful
         ) p;
       end if;
-      if array_position(v_ended, null) is not null then
-        -- Held queues that are only to be looked at.
-        v_queues := v_queues || array(
-          select q.queue from unnest(v_ended, v_ended_queues) q (id, queue) where q.id is null
-        );
-      end if;
-      if cardinality(answer.busy) > 0 then
-        select w.queues, w.ids, w.places, w.snapshots, w.lengths into v_queues, v_ids, v_places, v_snapshots, v_lengths
-        from pgqueuetopia.without(
-          v_queues, v_ids, v_places, v_snapshots, v_lengths,
-          array(select b.queue from unnest(v_ended, v_ended_queues) b (id, queue) where b.id = any (answer.busy))
-        ) w;
+      if cardinality(answer.saved) < cardinality(v_ended) then
+        select s.queues, s.ids, s.places, s.snapshots, s.lengths into v_queues, v_ids, v_places, v_snapshots, v_lengths
+        from pgqueuetopia.settled(
+          v_queues, v_ids, v_places, v_snapshots, v_lengths, answer.saved, answer.busy
+        ) s;
       end if;
       if ask.begun is not null then
         perform pgqueuetopia.note_begun(p_node, ask.begun::bigint[], ask.prefetched_to::bigint[], v_careful);
@@ -366,11 +363,6 @@ begin
     answer.busy := null;
     answer.slots := null;
     answer.prefetched := null;
-    v_queues := null;
-    v_ids := null;
-    v_places := null;
-    v_snapshots := null;
-    v_lengths := null;
     v_acquired := null;
     v_taken := null;
     v_started := null;

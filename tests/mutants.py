@@ -34,6 +34,9 @@ LOSS = "tests/node/test_session_loss.py"
 SCHEDULING = "tests/node/test_scheduler.py"
 SHORTAGES = "tests/node/test_shortages.py"
 
+# How the plain outcomes are fenced: once where they are kept, and once where they are not.
+FENCE = "        and j.claim = p_claims[v_first_plain - 1 + width_bucket(j.id, v_plain)]\n"
+
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
@@ -92,7 +95,7 @@ MUTANTS = [
     Mutant(
         "what is behind a head that is claimed alone is locked",
         CLAIM,
-        "limit greatest(l.length, 1) - 1",
+        "limit case when l.next_attempt_at is null then greatest(l.length, p_length, 1) - 1 else 0 end",
         "limit l.length - 1",
         f"{PREFETCH}::test_what_is_behind_a_head_that_is_claimed_alone_is_left_alone",
     ),
@@ -263,21 +266,21 @@ MUTANTS = [
     Mutant(
         "what failed once is followed by what was behind it",
         CLAIM,
-        "case when j.next_attempt_at is null then a.length end",
-        "a.length",
+        "limit case when l.next_attempt_at is null then greatest(l.length, p_length, 1) - 1 else 0 end",
+        "limit greatest(l.length, p_length, 1) - 1",
         f"{PREFETCH}::test_one_that_waited_runs_alone",
     ),
     Mutant(
         "a queue is looked at while another of its prefetched jobs runs",
         "pgqueuetopia/db/step.py",
-        "for one in ended if one.queue not in running}",
-        "for one in ended}",
+        "for one in ended if one.queue not in running and not one.slot}",
+        "for one in ended if not one.slot}",
         f"{PREFETCH}::test_their_queue_is_looked_at_when_the_last_has_ended",
     ),
     Mutant(
         "a queue is looked at while one of its prefetched jobs cannot be written",
         STEP,
-        "where b.id = any (answer.busy)",
+        "where j.id = any (p_busy) and not j.topic",
         "where false",
         f"{PREFETCH}::test_a_queue_is_not_looked_at_while_one_of_several_cannot_be_written",
     ),
@@ -326,8 +329,8 @@ MUTANTS = [
     Mutant(
         "a prefetched job's start is told before the one ahead has ended",
         STEP,
-        "ask.lengths is not null and not pgqueuetopia.is_listened_to(p_scope)",
-        "ask.lengths is not null",
+        "(ask.lengths is not null or ask.length > 1) and not pgqueuetopia.is_listened_to(p_scope)",
+        "ask.lengths is not null or ask.length > 1",
         f"{PREFETCH}::test_who_listens_is_told_of_each_start_before_the_next",
     ),
     Mutant(
@@ -552,15 +555,64 @@ MUTANTS = [
     Mutant(
         "who waits for the reply of a job that is not kept waits in vain",
         PERSIST,
-        "        and not j.reply\n",
-        "",
+        "        and j.next_attempt_at is null\n        and not j.reply\n",
+        "        and j.next_attempt_at is null\n",
         "tests/db/test_not_kept.py::test_one_whose_reply_somebody_waits_for_is_replied_to",
+    ),
+    Mutant(
+        "a plain outcome is not fenced by the claim",
+        PERSIST,
+        f"{FENCE}        and not j.reply\n",
+        "        and not j.reply\n",
+        f"{RACES}::test_a_late_outcome_is_fenced_by_the_claim",
+    ),
+    Mutant(
+        "a plain outcome is fenced by the claim of another",
+        PERSIST,
+        f"{FENCE}        and not j.reply\n",
+        "        and j.claim = any (p_claims)\n        and not j.reply\n",
+        f"{RACES}::test_of_several_outcomes_each_is_fenced_by_its_own_claim",
+    ),
+    Mutant(
+        "who waits for the reply of a job that has succeeded waits in vain",
+        PERSIST,
+        f"{FENCE}        and not j.reply\n",
+        FENCE,
+        "tests/test_replies.py::test_a_job_without_a_result_tells_that_it_has_succeeded",
+    ),
+    Mutant(
+        "a queue is looked at though the outcome of its last job is lost",
+        STEP,
+        "(q.id is null or q.id in (select unnest(p_saved)))",
+        "true",
+        f"{PREFETCH}::test_a_queue_is_not_looked_at_where_the_last_of_several_is_not_written",
+    ),
+    Mutant(
+        "a topic's job that cannot be written holds back the queue of its name",
+        STEP,
+        "where j.id = any (p_busy) and not j.topic",
+        "where j.id = any (p_busy)",
+        f"{PREFETCH}::test_a_job_that_cannot_be_written_holds_its_queue_back_and_a_topics_job_none",
+    ),
+    Mutant(
+        "a queue that is acquired gets one job at once",
+        STEP,
+        "v_length_acquired := nullif(ask.length, 1);",
+        "",
+        f"{PREFETCH}::test_a_queue_that_is_acquired_gets_several_where_they_are_asked_for",
+    ),
+    Mutant(
+        "a new queue gets one job at once though others had several",
+        SCHEDULER,
+        "self._usual_size += (size - self._usual_size) / LATELY",
+        "pass",
+        f"{PREFETCHING}::test_a_new_queue_gets_as_many_at_once_as_those_that_went_on",
     ),
     Mutant(
         "a job that is not kept and was claimed since is deleted",
         PERSIST,
-        "        and j.claim = s.claim\n        and j.scope = p_scope\n        and s.spent is null\n",
-        "        and j.scope = p_scope\n        and s.spent is null\n",
+        f"{FENCE}        and j.next_attempt_at",
+        "        and j.next_attempt_at",
         "tests/db/test_not_kept.py::test_one_that_another_node_has_claimed_since_is_not_deleted",
     ),
     Mutant(

@@ -45,6 +45,12 @@ async def test_the_result_is_told(dsn: str) -> None:
         assert await app.reply(job) == Ok({"x": 1})
 
 
+async def test_a_job_without_a_result_tells_that_it_has_succeeded(dsn: str) -> None:
+    async with an_app(dsn, Recorder()) as app, app.running():
+        job = await app.create_job("q", "a", reply=True)
+        assert await app.reply(job) == Ok(None)
+
+
 async def test_each_attempt_tells_in_its_order_and_a_moved_job_goes_on_telling(dsn: str) -> None:
     async with an_app(dsn, Recorder(fails_in_q), failure_mode=TWICE) as app, app.running():
         job = await app.create_job("q", "a", reply=True)

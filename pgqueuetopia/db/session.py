@@ -27,7 +27,6 @@ from pgqueuetopia.db.step import (
     Ended,
     Lines,
     Stepped,
-    in_order,
     last_of_queues,
     queue_columns,
     settlement_columns,
@@ -218,23 +217,17 @@ class Session:
         behind it. A `careful` step passes over rows that somebody has locked; another one waits for them a
         little, and then becomes careful. `lines`: the topics of this node.
         """
-        last = last_of_queues(ended, running)
-        ended = in_order(ended)
-        ids, claims, *settlements = settlement_columns(ended, self.node)
-        queues, lasts, snapshots, sizes, run_times = queue_columns(ended, last, keep=keep)
+        ids, claims, *settlements, run_times = settlement_columns(ended, self.node, keep=keep)
         begun = begun or {}
         # A pgqueuetopia.question (migrations/0007_step.up.sql).
         question = (
             numbers(ids),
             numbers(claims),
             *[column or None for column in settlements],
-            queues,
-            lasts,
-            snapshots,
-            sizes,
-            size,
-            run_times,
+            numbers(run_times),
+            *queue_columns(last_of_queues(ended, running).values()),
             texts(yielding),
+            size,
             numbers(begun),
             numbers(begun.values()),
             texts(running),

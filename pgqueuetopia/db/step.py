@@ -1,6 +1,6 @@
 """What goes into a step, and what comes out of it."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 
 from pgqueuetopia.db import rows
-from pgqueuetopia.db.arrays import numbers, texts
+from pgqueuetopia.db.arrays import numbers, texts, times
 from pgqueuetopia.job import Job
 from pgqueuetopia.outcome import SUCCEEDED, Settlement
 from pgqueuetopia.slices import Slice
@@ -125,51 +125,61 @@ def prefetched_of(claimed: Iterable[rows.Row]) -> dict[str, list[rows.Row]]:
     return found
 
 
-def settlement_columns(ended: Sequence[Ended], node: str) -> tuple[list[Any], ...]:
-    """What ended as one array for each column: id, claim, outcome, delay, spent, error, result, move.
+def settlement_columns(ended: Iterable[Ended], node: str, *, keep: bool = True) -> tuple[list[Any], ...]:
+    """What ended as one array for each column: id, claim, outcome, delay, spent, error, result, move, time.
 
-    All but the first two end where the plain ones begin, which come last (see in_order).
+    The plain ones come last, in the order of their ids: all but the first two columns end where they begin.
+    But run times, in microseconds, are those of all that are written, or of none: only of several that were
+    claimed at once the server does not know when each began.
     """
-    told = [one for one in ended if not one.is_plain]
+    told: list[Ended] = []
+    plain: list[Ended] = []
+    for one in ended:
+        (plain if one.is_plain else told).append(one)
+    told = [one for one in told if one.job]
+    plain.sort(key=_id)
+    both = told + plain
+    written = both if keep else told
     return (
-        [one.job and one.job.id for one in ended],
-        [one.job and one.job.claim for one in ended],
+        [_id(one) for one in both],
+        [one.job and one.job.claim for one in both],
         [one.settlement and one.settlement.outcome for one in told],
         [one.settlement and one.settlement.delay for one in told],
         [one.settlement and one.settlement.attempt_spent for one in told],
         [_error(one, node) for one in told],
         [one.result for one in told],
         [one.settlement and one.settlement.moved_to for one in told],
+        [int(one.run_time * 1e6) for one in written] if any(one.one_of_many for one in written) else [],
     )
 
 
 def last_of_queues(ended: Iterable[Ended], running: Container[Any]) -> dict[str, Ended]:
     """Of queues of which nothing runs any longer, what ended last: then the queue is looked at."""
-    return {one.queue: one for one in ended if one.queue not in running}
+    return {one.queue: one for one in ended if one.queue not in running and not one.slot}
 
 
-def queue_columns(ended: Sequence[Ended], last: Mapping[str, Ended], *, keep: bool) -> tuple[Any, ...]:
-    """What each tells of its queue: name, whether it is the last, the snapshot, how many it gets at once.
+def queue_columns(lasts: Iterable[Ended]) -> tuple[Any, ...]:
+    """Of each queue that is looked at: name, its last job, the place it is at, the snapshot, and its size.
 
-    And how long each job ran, in microseconds. Empty where it is the same for all, or does not matter: only
-    of several that were claimed at once the server does not know when each began.
+    It is at a place where that job has ended for good. Sizes are left out where each queue gets one job.
     """
-    lasts = [last.get(one.queue) is one for one in ended]
-    sizes = [one.size for one in ended] if any(one.size > 1 for one in ended) else []
-    kept = ended if keep else [one for one in ended if not one.is_plain]
-    run_times = [int(one.run_time * 1e6) for one in kept] if any(one.one_of_many for one in kept) else []
+    lasts = list(lasts)
     return (
-        texts([None if one.slot else one.queue for one in ended]),
-        numbers([] if all(lasts) else lasts),
-        texts([one.snapshot if is_last else None for one, is_last in zip(ended, lasts, strict=True)]),
-        numbers(sizes),
-        numbers(run_times),
+        texts([one.queue for one in lasts]),
+        numbers([one.job.id if one.job else None for one in lasts]),
+        times([_place(one) for one in lasts]),
+        texts([one.snapshot for one in lasts]),
+        numbers([one.size for one in lasts] if any(one.size > 1 for one in lasts) else []),
     )
 
 
-def in_order(ended: Iterable[Ended]) -> list[Ended]:
-    """The plain ones last, as settlement_columns wants them."""
-    return sorted(ended, key=lambda one: one.is_plain)
+def _id(one: Ended) -> int:
+    return one.job.id if one.job else 0
+
+
+def _place(one: Ended) -> datetime | None:
+    has_ended = one.settlement is not None and one.settlement.outcome is not None
+    return one.job.scheduled_at if one.job and has_ended else None
 
 
 def _error(one: Ended, node: str) -> str | None:

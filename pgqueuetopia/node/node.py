@@ -12,7 +12,7 @@ import structlog
 
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Ended, in_order, settlement_columns
+from pgqueuetopia.db.step import Ended, settlement_columns
 from pgqueuetopia.dispatching import LRUNode
 from pgqueuetopia.errors import DatabaseUnavailable, QueuetopiaError
 from pgqueuetopia.failure import FailurePolicy
@@ -247,7 +247,7 @@ class Node:
 
     async def _persist(self, ended: list[Ended]) -> int:
         with anyio.fail_after(GRACE):
-            columns = settlement_columns(in_order(ended), self.name)
+            columns = settlement_columns(ended, self.name)
             keep = self._plan.keeps_finished_jobs
             return len(await self._repo.persist(self._plan.scope, self.name, columns, keep=keep))
 

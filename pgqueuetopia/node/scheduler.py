@@ -219,9 +219,7 @@ class Scheduler:
         unsettled = self._unsettled()
         room = self.room.left(len(self.running) + len(unsettled), now) if may_claim else 0
         # The queues of which nothing runs any longer.
-        over = {
-            queue: one.slice for queue, one in last_of_queues(ended, self.running).items() if not one.slot
-        }
+        over = {queue: one.slice for queue, one in last_of_queues(ended, self.running).items()}
         most = self._most_of(len(over))
         for one in ended:
             one.size = min(one.size, most)
@@ -342,7 +340,7 @@ class Scheduler:
         busy = {one.queue for one in ended if one.job and one.job.id in stepped.busy}
         for queue, one in last_of_queues(ended, self.running).items():
             is_told = one.job is None or one.job.id in stepped.saved
-            if not (one.slot or is_told or queue in busy):
+            if not (is_told or queue in busy):
                 self.ended.append(Ended(queue=queue, slice=one.slice))
 
     def _start(self, jobs: Iterable[Job]) -> None:

@@ -250,7 +250,9 @@ async def test_a_node_that_dies_anywhere_in_a_step_of_several_loses_nothing(
     async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as [a, b]:
         jobs = await several(app, a)
         await app.create_jobs([{"queue": queue, "action": "a"} for queue in ("q", "q", "other")])
-        await failpoints.die_at(racing_dsn, place, "a", look(a, *map(one, jobs[:2])))
+        plain, telling = map(one, jobs[:2])
+        telling.result = "1"
+        await failpoints.die_at(racing_dsn, place, "a", look(a, plain, telling))
         written = jobs[:2] if place == "committed" else []
         expected = [
             job.id for job in await app.list_jobs(queue="q") if job.id not in (1, *map(id_of, written))
@@ -412,13 +414,19 @@ async def test_a_queue_is_not_looked_at_where_the_last_of_several_is_not_written
         assert ids(await look(a, Ended("q"))) == [jobs[1].id]
 
 
-async def test_a_topics_job_that_cannot_be_written_holds_no_queue_back(
-    connection: "asyncpg.Connection[asyncpg.Record]",
+@pytest.mark.parametrize("topic", [True, False])
+async def test_a_job_that_cannot_be_written_holds_its_queue_back_and_a_topics_job_none(
+    connection: "asyncpg.Connection[asyncpg.Record]", topic: bool
 ) -> None:
-    looked_at = await connection.fetchval(
-        "select w.queues from pgqueuetopia.without('{q}', '{1}', '{2026-01-01}', '{}', '{16}', '{null}') w"
+    busy = await connection.fetchval(
+        "insert into pgqueuetopia.jobs (scope, queue, action, topic) values ('T', 'q', 'a', $1) returning id",
+        topic,
     )
-    assert looked_at == ["q"]
+    queues = await connection.fetchval(
+        "select (pgqueuetopia.settled('{p,q}', '{7,8}', '{}', '{}', '{}', '{7,8}', array[$1::int8])).queues",
+        busy,
+    )
+    assert queues == (["p", "q"] if topic else ["p"])
 
 
 async def test_no_two_nodes_run_a_queue_of_which_several_are_claimed(dsn: str) -> None:

@@ -19,6 +19,7 @@ STRANDED = Path(__file__).with_name("stranded.sql").read_text(encoding="utf-8")
 STEP_FAILPOINTS = [
     "scanned",
     "locked",
+    "plain ones written",
     "replied",
     "moved",
     "persisted",
@@ -259,10 +260,9 @@ async def test_a_node_that_dies_anywhere_in_a_step_loses_nothing(racing_dsn: str
     async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as [a, b]:
         await app.create_jobs([{"queue": f"q{n % 3}", "action": "a"} for n in range(6)])
         claimed = (await look(a, room=2)).claimed
-        assert len(claimed) == 2
-        await failpoints.die_at(
-            racing_dsn, place, "a", look(a, *[done(job) for job in claimed], room=3, over=True)
-        )
+        plain, telling = map(done, claimed)
+        telling.result = "1"
+        await failpoints.die_at(racing_dsn, place, "a", look(a, plain, telling, room=3, over=True))
         ran: list[int] = []
         ended: list[Ended] = []
         while len(ran) < 6 - (len(claimed) if place == "committed" else 0):
@@ -499,6 +499,25 @@ async def test_a_late_outcome_is_fenced_by_the_claim(dsn: str) -> None:
         assert await app.repo.persist("Test", "a", columns, keep=True) == []
         assert (await app.get_job(late)).state == "executing"
         assert (await look(b, done(again))).saved == {again.id}
+
+
+@pytest.mark.parametrize("late", [0, 1], ids=["the first", "the second"])
+async def test_of_several_outcomes_each_is_fenced_by_its_own_claim(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", late: int
+) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        await app.create_jobs([{"queue": queue, "action": "a"} for queue in "pq"])
+        claimed = (await look(a)).claimed
+        other = claimed.pop(1 - late)
+        # Claimed twice, and the late one since: in the database it has the claim that the other one tells of.
+        [other] = (
+            await look(a, Ended(other.queue, other, Settlement.interrupted()), running=claimed)
+        ).claimed
+        await connection.execute("update pgqueuetopia.jobs set claim = 2 where id = $1", claimed[0].id)
+        assert (claimed[0].claim, other.claim) == (1, 2)
+        stepped = await look(a, done(other), done(claimed[0]))
+        assert stepped.saved == {other.id}
+        assert (await app.get_job(claimed[0])).done_at is None
 
 
 async def test_a_late_outcome_that_nobody_else_claimed_is_saved(dsn: str) -> None:
