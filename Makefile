@@ -41,8 +41,17 @@ types: .venv ## mypy --strict
 imports: .venv ## the arrows between modules, by import-linter
 	.venv/bin/lint-imports
 
-bench: .venv ## the benchmarks (ARGS=name for one)
+bench: .venv/.plots ## the benchmarks (ARGS=name for one)
 	$(RUN) benchmarks $(ARGS)
+
+# $(1) into .venv, by uv where it is there.
+define install
+	@set -e; if command -v $(UV) >/dev/null; then set -x; \
+		$(UV) pip install --quiet --python .venv/bin/python $(1); \
+	else set -x; \
+		$(RUN) pip install --quiet --disable-pip-version-check $(1); \
+	fi
+endef
 
 .venv: .venv/.complete ## the environment, from requirements.lock (PYTHON=python3.12 chooses the interpreter)
 
@@ -50,23 +59,29 @@ bench: .venv ## the benchmarks (ARGS=name for one)
 .venv/.complete: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	rm -rf .venv
-	@set -e; if command -v $(UV) >/dev/null; then \
-		set -x; \
+	@set -e; if command -v $(UV) >/dev/null; then set -x; \
 		$(UV) venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv; \
-		$(UV) pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock; \
-		$(UV) pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .; \
-	else \
-		set -x; \
+	else set -x; \
 		$(PYTHON) -m venv .venv; \
-		$(RUN) pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
-		$(RUN) pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
 	fi
+	$(call install,--require-hashes -r requirements.lock)
+	$(call install,--no-deps --no-build-isolation -e .)
 	@touch $@
 
-lock: ## requirements.lock from pyproject.toml, by uv (ARGS=--upgrade for newer versions)
-	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
-		--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
-		$(ARGS) --output-file requirements.lock pyproject.toml
+# What draws the benchmarks' plots, which nothing else needs.
+.venv/.plots: .venv/.complete benchmarks/requirements.lock
+	$(call install,--require-hashes -r benchmarks/requirements.lock)
+	@touch $@
+
+# $(1) locked in $(2).
+define compile
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+		--custom-compile-command "make lock" $(ARGS) $(1) --output-file $(2)
+endef
+
+lock: ## the lock files from pyproject.toml, by uv (ARGS=--upgrade for newer versions)
+	$(call compile,--all-extras --group dev pyproject.toml,requirements.lock)
+	$(call compile,--group plots --constraints requirements.lock,benchmarks/requirements.lock)
 
 chaos: .venv ## break everything for CHAOS_SECONDS (600), and judge
 	$(RUN) tests.chaos

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 FOLDER = "PGQUEUETOPIA_BENCH_PLOTS"
-NO_MATPLOTLIB = "no plot, for matplotlib is missing: .venv/bin/python -m pip install matplotlib"
+NO_MATPLOTLIB = "no plot, for matplotlib is missing: make bench installs it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def write(name: str, title: str, samples: Sequence[Sample], tell: Callable[[str]
 
 def _plot(path: Path, title: str, samples: Sequence[Sample]) -> None:
     """Speed above, dead rows below; grey where xmin was pinned."""
-    # By its name: it is in no lock file, so the type checker may know it or not.
+    # By its name: it is installed for the benchmarks alone, so the type checker may know it or not.
     matplotlib = importlib.import_module("matplotlib")
     matplotlib.use("agg")
     figure, (speed, dead) = importlib.import_module("matplotlib.pyplot").subplots(
