@@ -24,6 +24,7 @@ STEP = "migrations/0007_step.up.sql"
 OPERATE = "migrations/0008_operate.up.sql"
 NODE = "pgqueuetopia/node/node.py"
 SCHEDULER = "pgqueuetopia/node/scheduler.py"
+SLEEP = "pgqueuetopia/node/sleep.py"
 
 RACES = "tests/db/test_races.py"
 FRONT = "tests/db/test_front.py"
@@ -386,9 +387,9 @@ MUTANTS = [
     ),
     Mutant(
         "a node sleeps before its horizon has passed",
-        SCHEDULER,
-        "if stepped.horizon < self._sleep.horizon:",
-        "if False:",
+        SLEEP,
+        "if horizon >= self._horizon:",
+        "if True:",
         f"{RACES}::test_a_job_that_was_inserted_before_the_node_slept_is_found_when_it_commits",
     ),
     Mutant(

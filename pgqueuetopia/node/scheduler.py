@@ -19,6 +19,7 @@ from pgqueuetopia.node.bell import Bell
 from pgqueuetopia.node.hold import LONG, Hold
 from pgqueuetopia.node.plan import Plan
 from pgqueuetopia.node.room import Room
+from pgqueuetopia.node.sleep import Sleep
 from pgqueuetopia.outcome import Settlement
 from pgqueuetopia.slices import Slice
 
@@ -41,28 +42,9 @@ MOST_IN_A_STEP = 1000
 LATELY = 16
 # How long a node stays careful after it met rows that somebody has locked.
 CAREFUL = 5.0
-# How often a node that sleeps beside others asks whether they are still there.
-COMPANY = 10.0
 START_LOOK = 0.0005
 BUSY_LOOK = 0.1
-FIRST_NAP = 0.001
-LONGEST_NAP = 1.0
-# Each nap is longer by so much: who commits late waits at most about a quarter of the time it was open.
-LONGER = 1.25
-
-
-@dataclass(slots=True)
-class Sleep:
-    """A node asleep: its horizon, whether it is alone, and how long it naps until the horizon is passed."""
-
-    horizon: int
-    alone: bool
-    since: float
-    nap: float = FIRST_NAP
-
-    def knows_its_company(self, now: float) -> bool:
-        """Who sleeps alone is told when another node joins; who does not must ask whether it has left."""
-        return self.alone or now - self.since < COMPANY
+FULL_LOOK = 1.0
 
 
 @dataclass(slots=True)
@@ -81,21 +63,23 @@ class Scheduler:
     # A set of ids for each step whose jobs have not all been started.
     starting: list[set[int]] = field(default_factory=list)
     leaving: bool = False
+    sleep: Sleep = field(init=False)
     _served_at: dict[str, datetime] = field(default_factory=dict)
-    _sleep: Sleep | None = None
     _last_claim: float = 0.0
     _last_rescue: float = 0.0
     _last_end: float = 0.0
     _rescue_pause: float = RESCUE
     _rescues: bool = False
     _careful_until: float = 0.0
-    _joined: bool = False
     # Whether something has ended since the last step.
     _has_news: bool = False
     # Whether the bell has called the node out of its sleep: what came in is new, nearly always.
     _called: bool = False
     # How many jobs a queue gets at once when it goes on, lately.
     _usual_size: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.sleep = Sleep(self.session)
 
     async def run(self) -> None:
         """Until this node leaves and all that it ran is written."""
@@ -106,7 +90,7 @@ class Scheduler:
 
     def join(self) -> None:
         """Another node has started: we are not alone any longer."""
-        self._joined = True
+        self.sleep.join()
         self.bell.ring()
 
     def begin(self, job: Job) -> bool:
@@ -171,8 +155,7 @@ class Scheduler:
 
     async def _end_stalled(self) -> None:
         """Now and then, among the looks for the queues of the dead: end who is as good as dead."""
-        is_alone = self._sleep is not None and self._sleep.alone
-        if not is_alone and self._last_rescue - self._last_end >= self.session.deadlines.heartbeat:
+        if not self.sleep.is_alone and self._last_rescue - self._last_end >= self.session.deadlines.heartbeat:
             self._last_end = self._last_rescue
             if ended := await self.session.end_stalled():
                 log.warning("stalled_sessions_ended", sessions=ended)
@@ -237,7 +220,7 @@ class Scheduler:
             room,
             rescue=rescue,
             # Who is about to sleep must see everything: a job may have come in late, or be due since long.
-            everything=rescue or (self._sleep is not None and not self._called),
+            everything=rescue or (self.sleep.is_on and not self._called),
             keep=self.plan.keeps_finished_jobs,
             queues_suspended=self.plan.per_queue_suspension,
             starting=self._count_starting(),
@@ -364,7 +347,7 @@ class Scheduler:
     @property
     def _is_pressed(self) -> bool:
         """Whether so much has ended during the last step that the next one follows at once."""
-        return self.bell.rung and len(self.ended) >= SHARE and self._sleep is None
+        return self.bell.rung and len(self.ended) >= SHARE and not self.sleep.is_on
 
     async def _rest(self, stepped: Stepped) -> None:
         """Wait for the first of the bell and the time of the next look, unless much has ended meanwhile."""
@@ -378,14 +361,14 @@ class Scheduler:
         called, self._called = self._called, False
         if stepped.claimed:
             # Here, for a busy node comes no further: creators notify as long as we count as asleep.
-            await self._wake_up()
+            await self.sleep.end()
         elif called:
             # It is older than it seemed: now everything is looked at.
             return
         if not (self._count_starting() or self.bell.rung or self._has_news):
             await self.session.started()
             rang = await self._wait(await self._pause(stepped))
-            self._called = rang and self._sleep is not None
+            self._called = rang and self.sleep.is_on
 
     async def _wait(self, pause: float) -> bool:
         """Wait for the bell, and ask now and then whether the session is alive; whether it rang."""
@@ -404,37 +387,30 @@ class Scheduler:
         if stepped.held_up or stepped.crowded:
             return HELD_UP_LOOK
         if self.leaving or not self.room.left(len(self.running), time.monotonic()):
-            await self._wake_up()
-            return LONGEST_NAP
+            await self.sleep.end()
+            return FULL_LOOK
         if stepped.more:
             return 0
         if time.monotonic() - self._last_claim < LINGER:
-            await self._wake_up()
+            await self.sleep.end()
             return LINGER_LOOK
         return await self._doze(stepped)
 
     async def _doze(self, stepped: Stepped) -> float:
         """Sleep, once everything that may commit without notifying has been looked at."""
         now = time.monotonic()
-        if self._joined or (self._sleep and not self._sleep.knows_its_company(now)):
-            self._joined = False
-            await self._wake_up()
-        if self._sleep is None:
-            horizon, alone = await self.session.fall_asleep()
-            self._sleep = Sleep(horizon, alone, now)
+        if not self.sleep.knows_its_company(now):
+            await self.sleep.end()
+        if not self.sleep.is_on:
+            await self.sleep.begin(now)
             # The last look for the queues of the dead, while we are alone: who left may have left some.
-            self._rescues = alone
+            self._rescues = self.sleep.is_alone
             return 0
         soon = stepped.next_ready_in if stepped.next_ready_in is not None else self.plan.poll_interval
-        if stepped.horizon < self._sleep.horizon:
-            nap, self._sleep.nap = self._sleep.nap, min(self._sleep.nap * LONGER, LONGEST_NAP)
+        if (nap := self.sleep.nap(stepped.horizon)) is not None:
             return min(nap, soon)
-        longest = self.plan.poll_interval if self._sleep.alone else RESCUE
+        longest = self.plan.poll_interval if self.sleep.is_alone else RESCUE
         return min(soon, longest * random.uniform(1.0, 1.1))
-
-    async def _wake_up(self) -> None:
-        self._sleep = None
-        await self.session.wake_up()
 
 
 def _key(job: Job) -> str | int:
