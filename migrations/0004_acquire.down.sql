@@ -13,4 +13,6 @@ drop type pgqueuetopia.acquired;
 drop type pgqueuetopia.taken;
 drop type pgqueuetopia.looked;
 drop type pgqueuetopia.head;
+drop function pgqueuetopia.rows_since;
+drop function pgqueuetopia.rounded;
 drop function pgqueuetopia.some_suspended(text, text);

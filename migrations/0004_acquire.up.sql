@@ -27,6 +27,53 @@ create type pgqueuetopia.head as (
   prefetched_to bigint
 );
 
+-- What a snapshot sees, but for what was running or came up lately: so what it does not see is one range of transactions, and
+-- a few that have run for long.
+create function pgqueuetopia.rounded(exact pg_snapshot) returns pg_snapshot
+language plpgsql immutable
+as $$
+declare
+  c_lately constant bigint := 100;
+  v_end bigint := pg_snapshot_xmax(exact)::text::bigint;
+  v_xmax bigint;
+  v_old bigint[];
+begin
+  if exact::text like '%:' then
+    return exact;
+  end if;
+  select
+    coalesce(min(r.xid) filter (where r.xid > v_end - c_lately), v_end),
+    array_agg(r.xid order by r.xid) filter (where r.xid <= v_end - c_lately)
+  into v_xmax, v_old
+  from (select x::text::bigint as xid from pg_snapshot_xip(exact) x) r;
+  return format('%s:%s:%s', coalesce(v_old[1], v_xmax), v_xmax, array_to_string(v_old, ','))::pg_snapshot;
+end
+$$;
+
+-- The rows of a queue that a snapshot did not see; without a snapshot, all. (It takes the place of its call. In the order of an
+-- index, and a range where one is looked for: so the planner takes that index, and no other that would be as good if the
+-- statistics were right.)
+create function pgqueuetopia.rows_since(p_seen pg_snapshot, p_scope text, p_queue text)
+returns table (id bigint, taken boolean, place timestamptz)
+language sql stable
+as $$
+  (
+    select r.id, r.taken, r.place from pgqueuetopia.run_queue r
+    where r.scope = p_scope and r.queue = p_queue and r.xid >= pg_snapshot_xmax(coalesce(p_seen, '1:1:'))
+    order by r.xid
+  )
+  union all
+  (
+    select o.*
+    from pg_snapshot_xip(p_seen) x (xid)
+    cross join lateral (
+      select r.id, r.taken, r.place from pgqueuetopia.run_queue r
+      where r.scope = p_scope and r.queue = p_queue and r.xid between x.xid and x.xid
+      order by r.xid
+    ) o
+  )
+$$;
+
 -- What a look at queues that this session has locked has found: the heads that are due, the others, and what it has seen.
 create type pgqueuetopia.looked as (due pgqueuetopia.head[], others pgqueuetopia.head[], snapshot pg_snapshot);
 
@@ -41,6 +88,8 @@ create type pgqueuetopia.acquired as (
   is_full boolean,
   priorities integer[],
   fronts timestamptz[],
+  -- whether a scan from the start took long, for dead rows; null: there was none
+  drags boolean,
   -- how many of the rivals came first; queues that are topics: their jobs have become a topic's, and they are to be let go
   rivals integer,
   adopted text[]
@@ -127,13 +176,17 @@ create function pgqueuetopia.acquire(
   p_suspended boolean,
   p_check_suspension boolean,
   p_priorities integer[],
-  p_fronts timestamptz[]
+  p_fronts timestamptz[],
+  -- queues, and snapshots that saw no row of them that is still there (see take)
+  p_known text[],
+  p_seen text[]
 ) returns pgqueuetopia.acquired
 language plpgsql
 as $$
 declare
   c_late constant interval := interval '250 milliseconds';
   c_most constant integer := 10000;
+  c_long constant interval := interval '5 milliseconds';
   r record;
   v_rows bigint[] := '{}';
   v_surplus bigint[] := '{}';
@@ -148,9 +201,14 @@ declare
   v_priorities integer[] := p_priorities;
   v_fronts timestamptz[] := p_fronts;
   v_taken pgqueuetopia.taken;
+  v_began timestamptz;
+  v_drags boolean;
 begin
   if v_fronts is null or v_fronts = '{}' then
+    v_began := clock_timestamp();
+    -- failpoint: from the start
     select p.priorities, p.fronts into v_priorities, v_fronts from pgqueuetopia.priorities(p_scope, p_now - c_late) p;
+    v_drags := clock_timestamp() - v_began > c_long;
   end if;
   for i in 1 .. cardinality(v_priorities) loop
     exit when v_is_full;
@@ -223,9 +281,11 @@ begin
     ));
   end if;
   if cardinality(v_rows) > 0 then
-    v_taken := pgqueuetopia.take(p_scope, v_rows, v_queues, p_careful, p_suspended, p_check_suspension, p_now);
+    v_taken := pgqueuetopia.take(
+      p_scope, v_rows, v_queues, p_known, p_seen, p_careful, p_suspended, p_check_suspension, p_now
+    );
   end if;
-  return (v_taken, v_contended, v_is_full, v_priorities, v_fronts, v_passed, v_adopted);
+  return (v_taken, v_contended, v_is_full, v_priorities, v_fronts, v_drags, v_passed, v_adopted);
 end
 $$;
 
@@ -358,10 +418,15 @@ $$;
 -- that was running becomes one that waits for its next attempt, so that nothing overtakes it. What was prefetched behind it is
 -- as before, but for its claim: what the dead node may still tell of it does not count. To find them the whole queue is
 -- read, which nobody else ever has to, and it is looked at after that.
+--
+-- All rows of a queue are read, dead ones too, unless this session knows of a snapshot that saw none that is still there
+-- (p_known, p_seen): since it had the queue itself then, and whoever has a queue removes what it sees.
 create function pgqueuetopia.take(
   p_scope text,
   p_rows bigint[],
   p_queues text[],
+  p_known text[],
+  p_seen text[],
   p_careful boolean,
   p_suspended boolean,
   p_check_suspension boolean,
@@ -390,7 +455,7 @@ begin
   with marked as materialized (
     update pgqueuetopia.run_queue q set taken = true
     where q.id = any (v_rows)
-    returning q.id, q.queue
+    returning q.id, q.queue, p_seen[array_position(p_known, q.queue)]::pg_snapshot as seen
   ),
   mine as materialized (
     select
@@ -401,11 +466,7 @@ begin
       -- As they were before this statement.
       select
         bool_or(r.taken) as orphaned, min(r.place) as place, array_agg(r.id) filter (where r.id <> m.id) as surplus
-      from (
-        select r.id, r.taken, r.place from pgqueuetopia.run_queue r
-        where r.scope = p_scope and r.queue = m.queue
-        order by r.xid
-      ) r
+      from pgqueuetopia.rows_since(m.seen, p_scope, m.queue) r
     ) r
   ),
   heads as (

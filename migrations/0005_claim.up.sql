@@ -74,14 +74,20 @@ declare
   v_seen bigint[];
 begin
   -- failpoint: before look
-  with asked as materialized (
+  with old as materialized (
+    -- What has run for long, and runs still.
+    select split_part(pgqueuetopia.rounded(pg_current_snapshot())::text, ':', 3) as running
+  ),
+  asked as materialized (
     select
       q.queue, q.place, q.id, q.length,
       q.queue in (select s.queue from unnest(p_stopping) s (queue)) as stops,
       pg_snapshot_xmax(coalesce(q.snapshot, '1:1:')::pg_snapshot) as xmax,
-      -- Most snapshots see nobody at work: then there is nothing to be unpacked.
-      case when q.snapshot not like '%:' then string_to_array(split_part(q.snapshot, ':', 3), ',')::xid8[] end
-        as running
+      -- Mostly nobody had run for long, or whoever had runs still: then there is nothing to be unpacked.
+      case
+        when q.snapshot like '%:' or split_part(q.snapshot, ':', 3) = (select o.running from old o) then null
+        else string_to_array(split_part(q.snapshot, ':', 3), ',')::xid8[]
+      end as running
     from unnest(p_queues, p_ids, p_places, p_snapshots, p_lengths) q (queue, id, place, snapshot, length)
     -- Not "any (p_yielding)": that would compare each with each.
     where (q.queue in (select y.queue from unnest(p_yielding) y (queue))) = p_over

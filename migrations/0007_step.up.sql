@@ -134,6 +134,9 @@ create type pgqueuetopia.question as (
   priorities integer[],
   fronts timestamptz[],
   topic_fronts text,
+  -- queues that this node had, and what it had seen when it took them (see take)
+  known text,
+  seen text,
   -- topics (see line_up): what this node may run of them, and which slots it holds
   topics text[],
   parallelisms integer[],
@@ -167,6 +170,8 @@ create type pgqueuetopia.answer as (
   priorities integer[],
   fronts timestamptz[],
   topic_fronts text,
+  -- whether it pays to tell what is known (see acquire); null as long as that has not changed
+  drags boolean,
   next_ready_in double precision,
   horizon bigint,
   -- what the looks of this step have seen, at least
@@ -290,7 +295,8 @@ begin
         end if;
         v_acquired := pgqueuetopia.acquire(
           p_scope, v_known, v_claimed_at, ask.avoid, v_room, ask.rescue, v_careful, v_now, ask.topics,
-          v_line.priorities, v_line.dues, answer.suspended or not v_may_start, v_some_queue_suspended, ask.priorities, ask.fronts
+          v_line.priorities, v_line.dues, answer.suspended or not v_may_start, v_some_queue_suspended, ask.priorities, ask.fronts,
+          ask.known::text[], ask.seen::text[]
         );
         v_taken := (v_acquired.taken).queues;
         answer.more := v_acquired.is_full or v_acquired.rivals < coalesce(cardinality(v_line.ids), 0)
@@ -329,6 +335,8 @@ begin
           p_scope, v_running, v_claimed_at, array(select c.queue from unnest(answer.claimed) c), answer.snapshot
         );
       end if;
+      answer.snapshot := pgqueuetopia.rounded(answer.snapshot::pg_snapshot)::text;
+      answer.drags := v_acquired.drags;
       answer.claimed := answer.claimed || v_started;
       if cardinality(answer.claimed) > 0 and pgqueuetopia.is_listened_to(p_scope) then
         perform pgqueuetopia.tell(p_scope, array(

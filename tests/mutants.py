@@ -28,6 +28,7 @@ SLEEP = "pgqueuetopia/node/sleep.py"
 
 RACES = "tests/db/test_races.py"
 FRONT = "tests/db/test_front.py"
+KNOWN = "tests/db/test_known.py"
 SLOTS = "tests/db/test_slots.py"
 PREFETCH = "tests/db/test_prefetch.py"
 PREFETCHING = "tests/node/test_prefetch.py"
@@ -491,6 +492,41 @@ MUTANTS = [
         f"{SLOTS}::test_a_job_that_is_adopted_and_started_is_not_cancelled_by_its_queues_lock",
     ),
     Mutant(
+        "what a session knows of a queue is what it saw as it left it",
+        "pgqueuetopia/db/known.py",
+        "queue: self._taken.pop(queue) for",
+        "queue: self._taken.pop(queue) and snapshot for",
+        f"{KNOWN}::test_a_node_that_died_had_the_queue_by_a_row_that_committed_while_we_held_it",
+    ),
+    Mutant(
+        "who knows a queue overlooks what has run for long",
+        ACQUIRE,
+        "from pg_snapshot_xip(p_seen) x (xid)",
+        "from pg_snapshot_xip(null) x (xid)",
+        f"{KNOWN}::test_what_ran_as_the_queue_was_taken_and_has_committed_since_is_found",
+    ),
+    Mutant(
+        "a rounded snapshot sees what ran",
+        ACQUIRE,
+        "coalesce(min(r.xid) filter (where r.xid > v_end - c_lately), v_end),",
+        "v_end,",
+        f"{KNOWN}::test_what_commits_after_many_looks_is_the_next_of_a_queue_that_goes_on",
+    ),
+    Mutant(
+        "a queue is read from its start each time that it is taken",
+        ACQUIRE,
+        "pgqueuetopia.rows_since(m.seen, p_scope, m.queue)",
+        "pgqueuetopia.rows_since(null, p_scope, m.queue)",
+        f"{KNOWN}::test_a_queue_that_is_taken_again_does_not_pass_its_dead_rows",
+    ),
+    Mutant(
+        "who had run for long and commits is not looked for any more",
+        CLAIM,
+        "split_part(q.snapshot, ':', 3) = (select o.running from old o) then null",
+        "true then null",
+        f"{KNOWN}::test_what_commits_after_many_looks_is_the_next_of_a_queue_that_goes_on",
+    ),
+    Mutant(
         "a full lock table ends the step",
         STEP,
         "        if answer.crowded then\n          raise;",
@@ -499,7 +535,7 @@ MUTANTS = [
     ),
     Mutant(
         "nobody is told who joined",
-        SCHEDULER,
+        SLEEP,
         "        self._joined = True\n",
         "",
         f"{LOSS}::test_a_node_that_was_alone_notices_the_death_of_one_that_joined_later",
@@ -507,7 +543,7 @@ MUTANTS = [
     Mutant(
         "who finds itself alone does not look for the dead",
         SCHEDULER,
-        "            self._rescues = alone\n",
+        "            self._rescues = self.sleep.is_alone\n",
         "",
         f"{LOSS}::test_a_node_that_finds_itself_alone_looks_for_the_queues_of_the_dead_once_more",
     ),

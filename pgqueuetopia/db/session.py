@@ -20,6 +20,7 @@ from pgqueuetopia.db.driver import (
     keep_alive,
     translated,
 )
+from pgqueuetopia.db.known import Known
 from pgqueuetopia.db.repo import TOOK
 from pgqueuetopia.db.statements import SQL
 from pgqueuetopia.db.step import (
@@ -92,6 +93,7 @@ class Session:
         # Where the scan of the run queue goes on: priorities, and a time for each.
         self._front: tuple[list[int] | None, list[datetime] | None] = None, None
         self._topic_fronts: str | None = None
+        self.known = Known()
         self.sleeping = False
         self.lost = False
         self._on_kill = on_kill
@@ -219,13 +221,14 @@ class Session:
         """
         ids, claims, *settlements, run_times = settlement_columns(ended, self.node, keep=keep)
         begun = begun or {}
+        lasts = last_of_queues(ended, running)
         # A pgqueuetopia.question (migrations/0007_step.up.sql).
         question = (
             numbers(ids),
             numbers(claims),
             *[column or None for column in settlements],
             numbers(run_times),
-            *queue_columns(last_of_queues(ended, running).values()),
+            *queue_columns(lasts.values()),
             texts(yielding),
             size,
             numbers(begun),
@@ -241,6 +244,8 @@ class Session:
             careful,
             *((None, None) if everything else self._front),
             self._topic_fronts if lines else None,
+            texts(self.known.left),
+            texts(self.known.left.values()),
             *(lines.columns() if lines else NO_LINES),
         )
         [[answer]] = await self._fetch("step", self.scope, self.node, question)
@@ -249,6 +254,8 @@ class Session:
         self._topic_fronts = answer["topic_fronts"]
         stepped = stepped_of(answer, self.scope, self.node)
         self._unstarted = starting + bool(stepped.claimed)
+        self.known.turn(answer["drags"])
+        self.known.learn(lasts, stepped.queues() if self.known.matters else (), stepped.snapshot)
         return stepped
 
     async def started(self) -> None:

@@ -64,6 +64,10 @@ class Stepped:
     horizon: int
     snapshot: str
 
+    def queues(self) -> list[str]:
+        """Those that are held from now on."""
+        return [job.queue for job in self.claimed[: len(self.claimed) - len(self.slots)]] + self.again
+
 
 @dataclass(slots=True)
 class Lines:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import asyncpg
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -19,6 +20,7 @@ from hypothesis.stateful import (
 )
 
 from pgqueuetopia import Job, JobNotFound, Queuetopia, Repo
+from pgqueuetopia.db.known import Known
 from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended
 from pgqueuetopia.outcome import Failure, Settlement
@@ -179,7 +181,14 @@ class World(RuleBasedStateMachine):
         return not found
 
 
-def test_random_histories_agree_with_the_model(worker_dsn: str) -> None:
+@pytest.mark.parametrize("knows", [False, True])
+def test_random_histories_agree_with_the_model(
+    worker_dsn: str, monkeypatch: pytest.MonkeyPatch, knows: bool
+) -> None:
+    """Also with sessions that tell what they know of the run queue."""
+    if knows:
+        turn = Known.turn
+        monkeypatch.setattr(Known, "turn", lambda self, _: turn(self, True))
     with asyncio.Runner() as runner:
         run_state_machine_as_test(
             lambda: World(worker_dsn, runner),  # type: ignore[arg-type]  # any factory will do

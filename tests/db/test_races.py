@@ -854,5 +854,5 @@ async def test_a_job_that_is_being_claimed_is_not_cancelled(racing_dsn: str) -> 
 
 def test_every_failpoint_is_used() -> None:
     assert sorted(set(failpoints.names())) == sorted(
-        [*STEP_FAILPOINTS, "queue tried", "asleep", "lined up", "before start", "adopted"]
+        [*STEP_FAILPOINTS, "from the start", "queue tried", "asleep", "lined up", "before start", "adopted"]
     )
