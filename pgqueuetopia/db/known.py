@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 # Of how many queues it tells at most: for each thousand a step takes a tenth of a millisecond.
 MOST = 2_000
+# So many scans in a row must have taken long, for one may have waited for the processor.
+IN_A_ROW = 3
 
 
 class Known:
@@ -14,14 +16,21 @@ class Known:
     """
 
     def __init__(self) -> None:
-        self.matters = False
         self.left: dict[str, str] = {}
+        self._dragged = 0
         self._taken: dict[str, str] = {}
 
-    def turn(self, matters: bool | None) -> None:
-        """Begin to gather it, or forget it all; None: go on as before."""
-        if matters is not None and matters != self.matters:
-            self.matters = matters
+    @property
+    def matters(self) -> bool:
+        """Whether it is gathered."""
+        return self._dragged >= IN_A_ROW
+
+    def hear(self, drags: bool | None) -> None:
+        """Whether a scan from the start took long: if not, all is forgotten. None: there was none."""
+        if drags:
+            self._dragged += 1
+        elif drags is not None:
+            self._dragged = 0
             self.left.clear()
             self._taken.clear()
 

@@ -254,7 +254,7 @@ class Session:
         self._topic_fronts = answer["topic_fronts"]
         stepped = stepped_of(answer, self.scope, self.node)
         self._unstarted = starting + bool(stepped.claimed)
-        self.known.turn(answer["drags"])
+        self.known.hear(answer["drags"])
         self.known.learn(lasts, stepped.queues() if self.known.matters else (), stepped.snapshot)
         return stepped
 

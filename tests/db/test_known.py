@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from pgqueuetopia.db import known
+from pgqueuetopia.db.known import Known
 from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, Stepped
 from tests.db import failpoints
@@ -36,6 +37,11 @@ URGENT = (
 BETWEEN = [0, 200]
 
 
+def make_it_matter(told: Known) -> None:
+    for _ in range(known.IN_A_ROW):
+        told.hear(True)
+
+
 @asynccontextmanager
 async def a_knowing_session(dsn: str) -> AsyncIterator[Session]:
     async with sessions(dsn, "a") as [a]:
@@ -44,7 +50,7 @@ async def a_knowing_session(dsn: str) -> AsyncIterator[Session]:
         await connection.execute(TOMORROW)
         await connection.close()
         await look(a)
-        a.known.turn(True)
+        make_it_matter(a.known)
         yield a
 
 
@@ -161,23 +167,27 @@ async def test_a_node_that_died_had_the_queue_by_a_row_that_committed_while_we_h
     await creator.close()
 
 
-async def test_it_matters_where_a_scan_from_the_start_takes_long(
-    racing_dsn: str,
-) -> None:
+async def test_it_matters_where_scans_from_the_start_take_long(racing_dsn: str) -> None:
+    """Several in a row: one may have waited for the processor."""
     async with a_knowing_session(racing_dsn) as a:
-        a.known.turn(False)
-        async with (
-            failpoints.stopping(racing_dsn, "from the start", "a") as stop,
-            anyio.create_task_group() as tasks,
-        ):
-            tasks.start_soon(look, a)
-            await stop.reached()
-            await anyio.sleep(0.01)
-            await stop.release()
-        assert a.known.matters
-        await following(a)
+        a.known.hear(False)
+        for _ in range(known.IN_A_ROW):
+            assert not a.known.matters
+            await a_slow_look(racing_dsn, a)
+            await following(a)
         assert a.known.matters
         await eventually(lambda: matters_no_longer(a))
+
+
+async def a_slow_look(dsn: str, session: Session) -> None:
+    async with (
+        failpoints.stopping(dsn, "from the start", "a") as stop,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(look, session)
+        await stop.reached()
+        await anyio.sleep(0.01)
+        await stop.release()
 
 
 async def matters_no_longer(session: Session) -> bool:
@@ -186,19 +196,19 @@ async def matters_no_longer(session: Session) -> bool:
 
 
 def test_what_is_known_is_forgotten_when_it_does_not_matter_or_is_too_much() -> None:
-    told = known.Known()
+    told = Known()
     told.learn([], ["q"], "before it matters")
-    told.turn(True)
+    make_it_matter(told)
     told.learn(["q"], [], "as it is left")
     assert told.left == {}
     told.learn([], ["q"], "as it is taken")
-    told.turn(None)
+    told.hear(None)
     told.learn(["q"], ["q"], "as it goes on")
     told.learn(["q"], [], "as it is left")
     assert told.left == {"q": "as it is taken"}
-    told.turn(False)
+    told.hear(False)
     assert told.left == {}
-    told.turn(True)
+    make_it_matter(told)
     many = [f"q{n}" for n in range(known.MOST + 1)]
     told.learn([], many, "")
     told.learn(many, [], "")

@@ -187,8 +187,8 @@ def test_random_histories_agree_with_the_model(
 ) -> None:
     """Also with sessions that tell what they know of the run queue."""
     if knows:
-        turn = Known.turn
-        monkeypatch.setattr(Known, "turn", lambda self, _: turn(self, True))
+        hear = Known.hear
+        monkeypatch.setattr(Known, "hear", lambda self, _: hear(self, True))
     with asyncio.Runner() as runner:
         run_state_machine_as_test(
             lambda: World(worker_dsn, runner),  # type: ignore[arg-type]  # any factory will do
