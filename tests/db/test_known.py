@@ -91,31 +91,35 @@ async def test_a_queue_that_is_taken_again_does_not_pass_its_dead_rows(
     await holder.close()
 
 
+@asynccontextmanager
+async def a_late_job(dsn: str, connection: Connection, between: int) -> AsyncIterator[int]:
+    """The id of a job that is ahead, and is committed at the end of the block."""
+    creator = await asyncpg.connect(dsn)
+    async with creator.transaction():
+        job_id = await creator.fetchval(SCHEDULED, -1)
+        await connection.execute(PASSING.format(count=between))
+        yield job_id
+    await creator.close()
+
+
 @pytest.mark.parametrize("between", BETWEEN)
 async def test_what_ran_as_the_queue_was_taken_and_has_committed_since_is_found(
     dsn: str, connection: Connection, between: int
 ) -> None:
     """The queue is taken by the row of a job that is urgent, and has one that is ahead."""
-    creator = await asyncpg.connect(dsn)
     async with a_knowing_session(dsn) as session:
-        async with creator.transaction():
-            ahead = await creator.fetchval(SCHEDULED, -1)
-            await connection.execute(PASSING.format(count=between))
+        async with a_late_job(dsn, connection, between) as ahead:
             await held_once(session, connection)
         await connection.execute(URGENT)
         assert ids(await following(session)) == [ahead]
-    await creator.close()
 
 
 @pytest.mark.parametrize("between", BETWEEN)
 async def test_what_commits_after_many_looks_is_the_next_of_a_queue_that_goes_on(
     dsn: str, connection: Connection, between: int
 ) -> None:
-    creator = await asyncpg.connect(dsn)
     async with sessions(dsn, "a") as [session]:
-        async with creator.transaction():
-            ahead = await creator.fetchval(SCHEDULED, -1)
-            await connection.execute(PASSING.format(count=between))
+        async with a_late_job(dsn, connection, between) as ahead:
             for _ in range(4):
                 await connection.execute(INSERT, "q", 0)
             ended = await taken(session)
@@ -124,7 +128,6 @@ async def test_what_commits_after_many_looks_is_the_next_of_a_queue_that_goes_on
                 [job] = stepped.claimed
                 ended = replace(done(job), snapshot=stepped.snapshot)
         assert ids(await following(session, ended)) == [ahead]
-    await creator.close()
 
 
 async def test_a_queue_whose_next_node_died_is_known_to_be_a_dead_ones(
