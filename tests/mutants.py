@@ -227,7 +227,7 @@ MUTANTS = [
         CLAIM,
         "e.xid between r.xid and r.xid",
         "false",
-        f"{RACES}::test_a_job_of_a_transaction_that_commits_while_the_one_behind_it_runs_is_the_next",
+        f"{KNOWN}::test_what_commits_after_many_looks_is_the_next_of_a_queue_that_goes_on",
     ),
     Mutant(
         "a head that waits for its next attempt is not the first",
