@@ -170,7 +170,7 @@ create type pgqueuetopia.answer as (
   priorities integer[],
   fronts timestamptz[],
   topic_fronts text,
-  -- whether it pays to tell what is known (see acquire); null as long as that has not changed
+  -- whether it pays to tell what is known (see acquire); null: as before
   drags boolean,
   next_ready_in double precision,
   horizon bigint,

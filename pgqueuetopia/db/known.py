@@ -36,10 +36,7 @@ class Known:
 
     def learn(self, asked: Iterable[str], held: Iterable[str], snapshot: str) -> None:
         """A step was asked for some queues, and holds some now: which of them are new, and which are left."""
-        if self.matters:
-            self._note(set(asked), set(held), snapshot)
-
-    def _note(self, asked: set[str], held: set[str], snapshot: str) -> None:
+        asked, held = set(asked), set(held)
         for queue in held - asked:
             self._taken[queue] = snapshot
             self.left.pop(queue, None)

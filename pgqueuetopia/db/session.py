@@ -255,7 +255,8 @@ class Session:
         stepped = stepped_of(answer, self.scope, self.node)
         self._unstarted = starting + bool(stepped.claimed)
         self.known.hear(answer["drags"])
-        self.known.learn(lasts, stepped.queues() if self.known.matters else (), stepped.snapshot)
+        if self.known.matters:
+            self.known.learn(lasts, stepped.queues(), stepped.snapshot)
         return stepped
 
     async def started(self) -> None:

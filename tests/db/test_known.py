@@ -130,17 +130,22 @@ async def test_what_commits_after_many_looks_is_the_next_of_a_queue_that_goes_on
         assert ids(await following(session, ended)) == [ahead]
 
 
+async def nothing_overtakes_what_it_ran(dsn: str, connection: Connection, a: Session, b: Session) -> None:
+    """The queue is b's, which dies; an urgent job makes a look at it."""
+    await connection.execute(INSERT, "q", 0)
+    [running] = (await look(b)).claimed
+    await connection.execute(URGENT)
+    await kill(dsn, "b")
+    assert (await following(a)).claimed == []
+    assert ids(await rescued(a)) == [running.id]
+
+
 async def test_a_queue_whose_next_node_died_is_known_to_be_a_dead_ones(
     dsn: str, connection: Connection
 ) -> None:
     async with a_knowing_session(dsn) as a, sessions(dsn, "b") as [b]:
         await held_once(a, connection)
-        await connection.execute(INSERT, "q", 0)
-        [running] = (await look(b)).claimed
-        await connection.execute(URGENT)
-        await kill(dsn, "b")
-        assert (await following(a)).claimed == []
-        assert ids(await rescued(a)) == [running.id]
+        await nothing_overtakes_what_it_ran(dsn, connection, a, b)
 
 
 async def test_a_node_that_died_had_the_queue_by_a_row_that_committed_while_we_held_it(
@@ -161,12 +166,7 @@ async def test_a_node_that_died_had_the_queue_by_a_row_that_committed_while_we_h
         assert (await following(a, replace(done(second), snapshot=stepped.snapshot))).claimed == []
         assert a.known.left.keys() == {"q"}
         assert await connection.fetchval("select count(*) from pgqueuetopia.run_queue where queue = 'q'") == 1
-        await connection.execute(INSERT, "q", 0)
-        [running] = (await look(b)).claimed
-        await connection.execute(URGENT)
-        await kill(dsn, "b")
-        assert (await following(a)).claimed == []
-        assert ids(await rescued(a)) == [running.id]
+        await nothing_overtakes_what_it_ran(dsn, connection, a, b)
     await creator.close()
 
 
@@ -200,9 +200,7 @@ async def matters_no_longer(session: Session) -> bool:
 
 def test_what_is_known_is_forgotten_when_it_does_not_matter_or_is_too_much() -> None:
     told = Known()
-    told.learn([], ["q"], "before it matters")
-    make_it_matter(told)
-    told.learn(["q"], [], "as it is left")
+    told.learn(["q"], [], "as it is left, and was taken before it mattered")
     assert told.left == {}
     told.learn([], ["q"], "as it is taken")
     told.hear(None)
@@ -211,7 +209,6 @@ def test_what_is_known_is_forgotten_when_it_does_not_matter_or_is_too_much() -> 
     assert told.left == {"q": "as it is taken"}
     told.hear(False)
     assert told.left == {}
-    make_it_matter(told)
     many = [f"q{n}" for n in range(known.MOST + 1)]
     told.learn([], many, "")
     told.learn(many, [], "")
