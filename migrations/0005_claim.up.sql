@@ -75,47 +75,28 @@ declare
 begin
   -- failpoint: before look
   with old as materialized (
-    -- What has run for long, and runs still.
     select split_part(pgqueuetopia.rounded(pg_current_snapshot())::text, ':', 3) as running
   ),
   asked as materialized (
     select
       q.queue, q.place, q.id, q.length,
       q.queue in (select s.queue from unnest(p_stopping) s (queue)) as stops,
-      pg_snapshot_xmax(coalesce(q.snapshot, '1:1:')::pg_snapshot) as xmax,
-      -- Mostly nobody had run for long, or whoever had runs still: then there is nothing to be unpacked.
+      -- Of who had run for long, and runs still, there is nothing to be seen.
       case
-        when q.snapshot like '%:' or split_part(q.snapshot, ':', 3) = (select o.running from old o) then null
-        else string_to_array(split_part(q.snapshot, ':', 3), ',')::xid8[]
-      end as running
+        when q.snapshot like '%:' then q.snapshot
+        when split_part(q.snapshot, ':', 3) = (select o.running from old o)
+          then format('%1$s:%1$s:', split_part(q.snapshot, ':', 2))
+        else q.snapshot
+      end::pg_snapshot as seen
     from unnest(p_queues, p_ids, p_places, p_snapshots, p_lengths) q (queue, id, place, snapshot, length)
     -- Not "any (p_yielding)": that would compare each with each.
     where (q.queue in (select y.queue from unnest(p_yielding) y (queue))) = p_over
   ),
-  -- In the order of an index, and a range where one is looked for: so the planner takes that index, and no other that
-  -- would be as good if the statistics were right.
   ahead as materialized (
     select a.queue, e.id
     from asked a
-    cross join lateral (
-      select e.id from pgqueuetopia.run_queue e
-      where e.scope = p_scope and e.queue = a.queue and e.xid >= a.xmax
-        and e.place <= a.place and not e.taken
-      order by e.xid
-    ) e
-    where a.place is not null
-    union all
-    select a.queue, e.id
-    from asked a
-    -- Not "any (a.running)": with that the planner may read every dead row of the queue.
-    cross join unnest(a.running) r (xid)
-    cross join lateral (
-      select e.id from pgqueuetopia.run_queue e
-      where e.scope = p_scope and e.queue = a.queue and e.xid between r.xid and r.xid
-        and e.place <= a.place and not e.taken
-      order by e.xid
-    ) e
-    where a.running is not null
+    cross join lateral pgqueuetopia.rows_since(a.seen, p_scope, a.queue) e
+    where a.place is not null and e.place <= a.place and not e.taken
   ),
   -- Materialized, for a function is not put in the place of its call where its arguments hold a subselect.
   placed as materialized (
