@@ -92,8 +92,9 @@ where done_at is not null;
 -- queue never wait for each other. A taken row is one through which a node holds its queue: the next
 -- one to lock that queue by it knows that its holder died. Who has looked at a queue finds by xid what came in
 -- since. No job for which a row stands is scheduled before its place, but those that wait for their next attempt.
+-- It has no key, for each job that is created would pay for its index: a statement finds again by its ctid what another one
+-- of the same step has read, and nobody changes a row but who has locked it.
 create table pgqueuetopia.run_queue (
-  id bigint generated always as identity primary key,
   scope text collate "C" not null,
   queue text collate "C" not null,
   priority integer not null default 0,
@@ -109,8 +110,11 @@ with (
   autovacuum_analyze_scale_factor = 0.05
 );
 
+-- Without a key a publication of all tables would refuse every update.
+alter table pgqueuetopia.run_queue replica identity full;
+
 -- Serves the scan for candidates (acquire).
-create index run_queue_ready on pgqueuetopia.run_queue (scope, priority desc, ready_at, id);
+create index run_queue_ready on pgqueuetopia.run_queue (scope, priority desc, ready_at);
 
 -- Serves the removal of a queue's rows when it is let go, and the question whether something came in ahead of
 -- where a node is in it (claim).

@@ -3,13 +3,13 @@
 -- They run as their owner, so that a role that may only insert jobs needs no right on run_queue.
 
 -- Every advisory lock of pgqueuetopia: ('queue', scope, queue), ('slot', scope, topic and number), ('job', scope, id),
--- ('node', scope), ('sleeping', scope), ('gate', scope), ('starting', scope) and ('events', scope).
+-- ('node', scope), ('sleeping', scope), ('gate', scope), ('starting', scope), ('events', scope) and ('waiting', '').
 create function pgqueuetopia.lock_key(purpose text, scope text, name text default '') returns bigint
 language sql immutable parallel safe
 return hashtextextended(purpose || chr(31) || scope || chr(31) || name, 20);
 
 -- Whether somebody holds this lock of a scope, as who sleeps and who listens to events do, in shared mode. (An expression,
--- which takes the place of the call where it is asked: insert's trigger asks this for every job.)
+-- which takes the place of the call where it is asked.)
 create function pgqueuetopia.is_held(purpose text, scope text) returns boolean
 language sql volatile
 return case
@@ -26,8 +26,63 @@ return case
   )
 end;
 
+-- 0 while surely nobody in this database waits to be told of anything, else 1 or null: who creates a job asks this, and no
+-- more if it is 0. A sequence, for what is set is seen at once, whatever becomes of the transaction, and creators do not share
+-- a lock to read it. After a crash it has no value, but on PostgreSQL 14, where all sequences are logged and who begins to
+-- wait, or ceases to, waits for the disk as well.
+do $$
+begin
+  if current_setting('server_version_num')::integer >= 150000 then
+    create unlogged sequence pgqueuetopia.waiting minvalue 0 maxvalue 1;
+  else
+    create sequence pgqueuetopia.waiting minvalue 0 maxvalue 1;
+  end if;
+end
+$$;
+
+-- From now on somebody waits, as a sleeper of a scope or for its events ('sleeping', 'events'). The lock comes first, the value
+-- later: nobody who holds the lock finds it set back. (These three run as their owner, and everybody may call them: they say
+-- no more than what is so.)
+create function pgqueuetopia.begin_to_wait(purpose text, scope text) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pg_advisory_lock_shared(pgqueuetopia.lock_key(purpose, scope));
+  perform pg_advisory_lock_shared(pgqueuetopia.lock_key('waiting', ''));
+  if pg_sequence_last_value('pgqueuetopia.waiting') is distinct from 1 then
+    perform setval('pgqueuetopia.waiting', 1);
+  end if;
+end
+$$;
+
+-- Set the value back if nobody waits but this session. (A step that rescues and does not sleep does so, too: who waited
+-- may have died.)
+create function pgqueuetopia.note_whether_nobody_waits() returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c_waiting constant bigint := pgqueuetopia.lock_key('waiting', '');
+begin
+  if pg_sequence_last_value('pgqueuetopia.waiting') is distinct from 0 and pg_try_advisory_lock(c_waiting) then
+    -- failpoint: nobody waits
+    perform setval('pgqueuetopia.waiting', 0);
+    perform pg_advisory_unlock(c_waiting);
+  end if;
+end
+$$;
+
+create function pgqueuetopia.cease_to_wait(purpose text, scope text) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key('waiting', ''));
+  perform pg_advisory_unlock_shared(pgqueuetopia.lock_key(purpose, scope));
+  perform pgqueuetopia.note_whether_nobody_waits();
+end
+$$;
+
 -- Wakes the sleeping nodes of a scope. A transaction that notifies takes a lock on the whole database
--- at commit, so nobody is notified while nobody sleeps. (insert's trigger does the same without the call.)
+-- at commit, so nobody is notified while nobody sleeps.
 create function pgqueuetopia.ring(scope text) returns void
 language plpgsql
 as $$
@@ -66,49 +121,40 @@ begin
 end
 $$;
 
+-- All that a creator pays for. So it has no search_path of its own, which would cost more than to call an empty trigger, but
+-- every function, operator and type in it is spelled out: whatever the search_path of who calls, it runs what is written here.
 create function pgqueuetopia.jobs_inserted() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp
+language plpgsql security definer
 as $$
 declare
-  v_scope text;
-  v_scopes text[];
-  v_key bigint;
+  v_scope pg_catalog.text;
 begin
-  -- One job, nearly always: then there is nothing to be sorted, and mostly nobody who sleeps or listens.
-  if (select count(*) from inserted) = 1 then
+  -- One job, nearly always: then there is nothing to be put together.
+  insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
+  select i.scope, i.queue, i.priority, greatest(i.scheduled_at, i.next_attempt_at), i.scheduled_at
+  from inserted i
+  where i.done_at is null and not i.topic and not exists (select from inserted offset 1);
+  if not found then
     insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
-    select i.scope, i.queue, i.priority, greatest(i.scheduled_at, i.next_attempt_at), i.scheduled_at
-    from inserted i
-    where i.done_at is null and not i.topic
-    returning scope into v_scope;
-    v_key := pgqueuetopia.lock_key('sleeping', v_scope);
-    if pg_try_advisory_lock(v_key) and pg_advisory_unlock(v_key) then
-      v_key := pgqueuetopia.lock_key('events', v_scope);
-      if pg_try_advisory_lock(v_key) and pg_advisory_unlock(v_key) then
-        return null;
-      end if;
-    end if;
-  else
-    insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
-    select i.scope, i.queue, max(i.priority), min(greatest(i.scheduled_at, i.next_attempt_at)), min(i.scheduled_at)
+    select
+      i.scope, i.queue, pg_catalog.max(i.priority),
+      pg_catalog.min(greatest(i.scheduled_at, i.next_attempt_at)), pg_catalog.min(i.scheduled_at)
     from inserted i
     where i.done_at is null and not i.topic
     group by i.scope, i.queue;
   end if;
-  if v_scope is not null then
-    v_scopes := array[v_scope];
-  else
-    v_scopes := array(select distinct i.scope from inserted i where i.done_at is null);
+  if pg_catalog.pg_sequence_last_value('pgqueuetopia.waiting') operator(pg_catalog.=) 0 then
+    return null;
   end if;
-  foreach v_scope in array v_scopes loop
+  foreach v_scope in array array(select distinct i.scope from inserted i where i.done_at is null) loop
     if pgqueuetopia.is_held('sleeping', v_scope) then
-      perform pg_notify('pgqueuetopia_jobs', v_scope);
+      perform pg_catalog.pg_notify('pgqueuetopia_jobs', v_scope);
     end if;
     if pgqueuetopia.is_listened_to(v_scope) then
       perform pgqueuetopia.tell(v_scope, array(
-        select json_build_array('inserted', i.id, i.queue, 0, null)::text
+        select pg_catalog.json_build_array('inserted', i.id, i.queue, 0, null)::pg_catalog.text
         from inserted i
-        where i.scope = v_scope and i.done_at is null
+        where i.scope operator(pg_catalog.=) v_scope and i.done_at is null
         order by i.id
       ));
     end if;

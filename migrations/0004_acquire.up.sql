@@ -54,11 +54,11 @@ $$;
 -- index, and a range where one is looked for: so the planner takes that index, and no other that would be as good if the
 -- statistics were right.)
 create function pgqueuetopia.rows_since(p_seen pg_snapshot, p_scope text, p_queue text)
-returns table (id bigint, taken boolean, place timestamptz)
+returns table (row_at tid, taken boolean, place timestamptz)
 language sql stable
 as $$
   (
-    select r.id, r.taken, r.place from pgqueuetopia.run_queue r
+    select r.ctid, r.taken, r.place from pgqueuetopia.run_queue r
     where r.scope = p_scope and r.queue = p_queue and r.xid >= pg_snapshot_xmax(coalesce(p_seen, '1:1:'))
     order by r.xid
   )
@@ -67,7 +67,7 @@ as $$
     select o.*
     from pg_snapshot_xip(p_seen) x (xid)
     cross join lateral (
-      select r.id, r.taken, r.place from pgqueuetopia.run_queue r
+      select r.ctid, r.taken, r.place from pgqueuetopia.run_queue r
       where r.scope = p_scope and r.queue = p_queue and r.xid between x.xid and x.xid
       order by r.xid
     ) o
@@ -188,9 +188,9 @@ declare
   c_most constant integer := 10000;
   c_long constant interval := interval '5 milliseconds';
   r record;
-  v_rows bigint[] := '{}';
-  v_surplus bigint[] := '{}';
-  v_topic_rows bigint[] := '{}';
+  v_rows tid[] := '{}';
+  v_surplus tid[] := '{}';
+  v_topic_rows tid[] := '{}';
   v_rivals integer := coalesce(cardinality(p_rival_dues), 0);
   v_seen integer;
   v_queues text[] := '{}';
@@ -215,7 +215,7 @@ begin
     v_seen := 0;
     for r in
       select
-        q.id, q.queue, q.ready_at, q.place, q.taken,
+        q.ctid as row_at, q.queue, q.ready_at, q.place, q.taken,
         -- Nearly none is held; that it is not is found in a hash table, not by comparing it with each.
         case when q.queue in (select h.queue from unnest(p_held) h (queue)) then array_position(p_held, q.queue) end as held
       from pgqueuetopia.run_queue q
@@ -225,14 +225,14 @@ begin
         and q.ready_at <= p_now
         and (p_rescue or not q.taken)
         and q.queue <> all (p_avoid)
-      order by q.ready_at, q.id
+      order by q.ready_at
       limit c_most
     loop
       -- failpoint: scanned
       v_seen := v_seen + 1;
       if r.held is not null then
         if not r.taken and r.place > p_claimed_at[r.held] then
-          v_surplus := v_surplus || r.id;
+          v_surplus := v_surplus || r.row_at;
         end if;
         continue;
       elsif r.queue = any (v_queues) then
@@ -242,7 +242,7 @@ begin
         if r.queue = any (v_adopted)
           or pg_try_advisory_lock(pgqueuetopia.lock_key('queue', p_scope, r.queue))
         then
-          v_topic_rows := v_topic_rows || r.id;
+          v_topic_rows := v_topic_rows || r.row_at;
           if r.queue <> all (v_adopted) then
             v_adopted := v_adopted || r.queue;
           end if;
@@ -258,7 +258,7 @@ begin
       v_is_full := cardinality(v_rows) + v_passed >= p_room;
       exit when v_is_full;
       if pg_try_advisory_lock(pgqueuetopia.lock_key('queue', p_scope, r.queue)) then
-        v_rows := v_rows || r.id;
+        v_rows := v_rows || r.row_at;
         v_queues := v_queues || r.queue;
         v_is_full := cardinality(v_rows) + v_passed >= p_room;
         exit when v_is_full;
@@ -276,8 +276,8 @@ begin
     perform pgqueuetopia.adopt(p_scope, v_topic_rows, v_adopted);
   end if;
   if cardinality(v_surplus) > 0 then
-    delete from pgqueuetopia.run_queue q where q.id = any (array(
-      select s.id from pgqueuetopia.run_queue s where s.id = any (v_surplus) for update skip locked
+    delete from pgqueuetopia.run_queue q where q.ctid = any (array(
+      select s.ctid from pgqueuetopia.run_queue s where s.ctid = any (v_surplus) for update skip locked
     ));
   end if;
   if cardinality(v_rows) > 0 then
@@ -291,7 +291,7 @@ $$;
 
 -- Make the jobs of queues that are topics, and were created by somebody who did not know it, jobs of the topic. Their
 -- queues are locked. Some thousand at a time, and not those that somebody has locked: then the rows stay, for another look.
-create function pgqueuetopia.adopt(p_scope text, p_rows bigint[], p_queues text[]) returns void
+create function pgqueuetopia.adopt(p_scope text, p_rows tid[], p_queues text[]) returns void
 language plpgsql
 as $$
 declare
@@ -321,10 +321,10 @@ begin
   ),
   later as (
     update pgqueuetopia.run_queue q set ready_at = clock_timestamp() + interval '1 second'
-    where q.id = any (p_rows) and q.queue in (select l.queue from left_over l) and cardinality(v_ids) < c_most
+    where q.ctid = any (p_rows) and q.queue in (select l.queue from left_over l) and cardinality(v_ids) < c_most
   )
   delete from pgqueuetopia.run_queue q
-  where q.id = any (p_rows) and q.queue not in (select l.queue from left_over l);
+  where q.ctid = any (p_rows) and q.queue not in (select l.queue from left_over l);
 end
 $$;
 
@@ -423,7 +423,7 @@ $$;
 -- (p_known, p_seen): since it had the queue itself then, and whoever has a queue removes what it sees.
 create function pgqueuetopia.take(
   p_scope text,
-  p_rows bigint[],
+  p_rows tid[],
   p_queues text[],
   p_known text[],
   p_seen text[],
@@ -435,16 +435,16 @@ create function pgqueuetopia.take(
 language plpgsql
 as $$
 declare
-  v_rows bigint[] := p_rows;
+  v_rows tid[] := p_rows;
   v_taken pgqueuetopia.taken;
   v_looked pgqueuetopia.looked;
-  v_surplus bigint[];
+  v_surplus tid[];
   v_orphans text[];
 begin
   if p_careful then
     v_rows := array(
-      select q.id from pgqueuetopia.run_queue q
-      where q.id = any (p_rows) and not q.taken
+      select q.ctid from pgqueuetopia.run_queue q
+      where q.ctid = any (p_rows) and not q.taken
         -- What a node that died has left may be locked as well.
         and not exists (
           select from pgqueuetopia.run_queue t where t.scope = p_scope and t.queue = q.queue and t.taken
@@ -454,18 +454,19 @@ begin
   end if;
   with marked as materialized (
     update pgqueuetopia.run_queue q set taken = true
-    where q.id = any (v_rows)
-    returning q.id, q.queue, p_seen[array_position(p_known, q.queue)]::pg_snapshot as seen
+    where q.ctid = any (v_rows)
+    returning q.queue, array_position(p_queues, q.queue) as n, p_seen[array_position(p_known, q.queue)]::pg_snapshot as seen
   ),
   mine as materialized (
     select
-      m.queue, r.orphaned, r.place, r.surplus, array_position(p_rows, m.id) as n,
+      m.queue, m.n, r.orphaned, r.place, r.surplus,
       p_check_suspension and pgqueuetopia.some_suspended(p_scope, m.queue || '_suspended') as suspended
     from marked m
     cross join lateral (
       -- As they were before this statement.
       select
-        bool_or(r.taken) as orphaned, min(r.place) as place, array_agg(r.id) filter (where r.id <> m.id) as surplus
+        bool_or(r.taken) as orphaned, min(r.place) as place,
+        array_agg(r.row_at) filter (where r.row_at <> p_rows[m.n]) as surplus
       from pgqueuetopia.rows_since(m.seen, p_scope, m.queue) r
     ) r
   ),
@@ -481,7 +482,7 @@ begin
   )
   select
     coalesce(array_agg((h.head).queue order by h.n), '{}'), array_agg((h.head).queue) filter (where h.orphaned),
-    (select array_agg(s.id) from mine m cross join unnest(m.surplus) s (id)),
+    (select array_agg(s.row_at) from mine m cross join unnest(m.surplus) s (row_at)),
     coalesce(array_agg(h.head order by h.n) filter (where (h.head).due), '{}'),
     coalesce(array_agg(h.head) filter (where not ((h.head).due or h.orphaned)), '{}'),
     pg_current_snapshot()
@@ -489,8 +490,8 @@ begin
   from heads h;
   -- failpoint: taken
   if v_surplus is not null then
-    delete from pgqueuetopia.run_queue q where q.id = any (array(
-      select s.id from pgqueuetopia.run_queue s where s.id = any (v_surplus) for update skip locked
+    delete from pgqueuetopia.run_queue q where q.ctid = any (array(
+      select s.ctid from pgqueuetopia.run_queue s where s.ctid = any (v_surplus) for update skip locked
     ));
   end if;
   if v_orphans is not null then
@@ -516,11 +517,11 @@ language plpgsql
 as $$
 begin
   delete from pgqueuetopia.run_queue q
-  where q.id = any (array(
-    select r.id
+  where q.ctid = any (array(
+    select r.row_at
     from unnest(p_running, p_claimed_at) o (queue, claimed_at)
     cross join lateral (
-      select r.id from pgqueuetopia.run_queue r
+      select r.ctid as row_at from pgqueuetopia.run_queue r
       where r.scope = p_scope and r.queue = o.queue and not r.taken and r.place > o.claimed_at
         and r.xid >= coalesce((
           select t.xid from pgqueuetopia.run_queue t
@@ -531,10 +532,10 @@ begin
       for update skip locked
     ) r
     union all
-    select r.id
+    select r.row_at
     from unnest(p_claimed) c (queue)
     cross join lateral (
-      select r.id from pgqueuetopia.run_queue r
+      select r.ctid as row_at from pgqueuetopia.run_queue r
       where r.scope = p_scope and r.queue = c.queue and not r.taken
         and pg_visible_in_snapshot(r.xid, p_snapshot::pg_snapshot)
         and r.xid >= coalesce((

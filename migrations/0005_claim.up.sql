@@ -71,7 +71,7 @@ language plpgsql
 as $$
 declare
   v_looked pgqueuetopia.looked;
-  v_seen bigint[];
+  v_seen tid[];
 begin
   -- failpoint: before look
   with old as materialized (
@@ -93,7 +93,7 @@ begin
     where (q.queue in (select y.queue from unnest(p_yielding) y (queue))) = p_over
   ),
   ahead as materialized (
-    select a.queue, e.id
+    select a.queue, e.row_at
     from asked a
     cross join lateral pgqueuetopia.rows_since(a.seen, p_scope, a.queue) e
     where a.place is not null and e.place <= a.place and not e.taken
@@ -142,13 +142,13 @@ begin
     coalesce(array_agg(f.head) filter (where (f.head).due), '{}'),
     coalesce(array_agg(f.head) filter (where not (f.head).due), '{}'),
     pg_current_snapshot(),
-    (select array_agg(e.id) from ahead e)
+    (select array_agg(e.row_at) from ahead e)
   into v_looked.due, v_looked.others, v_looked.snapshot, v_seen
   from found f;
   -- failpoint: looked
   if v_seen is not null then
-    delete from pgqueuetopia.run_queue q where q.id = any (array(
-      select s.id from pgqueuetopia.run_queue s where s.id = any (v_seen) for update skip locked
+    delete from pgqueuetopia.run_queue q where q.ctid = any (array(
+      select s.ctid from pgqueuetopia.run_queue s where s.ctid = any (v_seen) for update skip locked
     ));
   end if;
   return v_looked;
@@ -164,11 +164,11 @@ language plpgsql
 as $$
 begin
   delete from pgqueuetopia.run_queue q
-  where q.id = any (array(
-    select r.id
+  where q.ctid = any (array(
+    select r.row_at
     from unnest(p_heads) l
     cross join lateral (
-      select r.id from pgqueuetopia.run_queue r
+      select r.ctid as row_at from pgqueuetopia.run_queue r
       where r.scope = p_scope and r.queue = l.queue
         and (pg_visible_in_snapshot(r.xid, p_snapshot) or r.xid = pg_current_xact_id())
         -- Later than the row by which it was taken, in this index.

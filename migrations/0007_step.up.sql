@@ -41,7 +41,7 @@ create function pgqueuetopia.fall_asleep(p_scope text, out horizon bigint, out a
 language plpgsql
 as $$
 begin
-  perform pg_advisory_lock_shared(pgqueuetopia.lock_key('sleeping', p_scope));
+  perform pgqueuetopia.begin_to_wait('sleeping', p_scope);
   -- failpoint: asleep
   horizon := pg_current_xact_id()::text::bigint;
   alone := pg_try_advisory_lock(pgqueuetopia.lock_key('node', p_scope));
@@ -124,8 +124,9 @@ create type pgqueuetopia.question as (
   avoid text[],
   room integer,
   rescue boolean,
-  -- whether finished jobs are kept; whether configs suspend single queues; of how many of the steps before the jobs have
-  -- been started since; whether to pass over what somebody has locked
+  -- whether this session sleeps; whether finished jobs are kept; whether configs suspend single queues; of how many of the
+  -- steps before the jobs have been started since; whether to pass over what somebody has locked
+  asleep boolean,
   keep boolean,
   queues_suspended boolean,
   started integer,
@@ -331,6 +332,9 @@ begin
         v_skipped := v_skipped or v_claims.skipped;
       end if;
       if ask.rescue then
+        if not ask.asleep then
+          perform pgqueuetopia.note_whether_nobody_waits();
+        end if;
         perform pgqueuetopia.tidy(
           p_scope, v_running, v_claimed_at, array(select c.queue from unnest(answer.claimed) c), answer.snapshot
         );

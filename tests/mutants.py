@@ -81,6 +81,33 @@ MUTANTS = [
         f"{RACES}::test_a_job_that_is_moved_by_hand_between_look_and_claim_is_not_run_where_it_was",
     ),
     Mutant(
+        "a session that sleeps is passed over as it asks whether nobody waits",
+        STEP,
+        "        if not ask.asleep then\n",
+        "        if true then\n",
+        f"{RACES}::test_creators_ask_who_sleeps_as_long_as_one_does",
+    ),
+    Mutant(
+        "who begins to wait notes it before the lock is held",
+        TRIGGERS,
+        "  perform pg_advisory_lock_shared(pgqueuetopia.lock_key('waiting', ''));\n"
+        "  if pg_sequence_last_value('pgqueuetopia.waiting') is distinct from 1 then\n"
+        "    perform setval('pgqueuetopia.waiting', 1);\n"
+        "  end if;\n",
+        "  if pg_sequence_last_value('pgqueuetopia.waiting') is distinct from 1 then\n"
+        "    perform setval('pgqueuetopia.waiting', 1);\n"
+        "  end if;\n"
+        "  perform pg_advisory_lock_shared(pgqueuetopia.lock_key('waiting', ''));\n",
+        f"{RACES}::test_who_falls_asleep_as_the_last_one_wakes_up_is_notified",
+    ),
+    Mutant(
+        "what a crash has left without a value counts as nobody who waits",
+        TRIGGERS,
+        "('pgqueuetopia.waiting') operator(pg_catalog.=) 0 then",
+        "('pgqueuetopia.waiting') operator(pg_catalog.=) 1 is not true then",
+        f"{RACES}::test_creators_ask_after_a_crash_too",
+    ),
+    Mutant(
         "who asks for sleepers is taken for one",
         TRIGGERS,
         "  when not pg_try_advisory_lock_shared(pgqueuetopia.lock_key(purpose, scope))\n    then false\n",
@@ -389,12 +416,12 @@ MUTANTS = [
     Mutant(
         "the horizon is noted before the lock is held",
         STEP,
-        "  perform pg_advisory_lock_shared(pgqueuetopia.lock_key('sleeping', p_scope));\n"
+        "  perform pgqueuetopia.begin_to_wait('sleeping', p_scope);\n"
         "  -- failpoint: asleep\n"
         "  horizon := pg_current_xact_id()::text::bigint;\n",
         "  horizon := pg_current_xact_id()::text::bigint;\n"
         "  -- failpoint: asleep\n"
-        "  perform pg_advisory_lock_shared(pgqueuetopia.lock_key('sleeping', p_scope));\n",
+        "  perform pgqueuetopia.begin_to_wait('sleeping', p_scope);\n",
         f"{RACES}::test_who_commits_after_the_horizon_was_noted_has_seen_the_sleeper",
     ),
     Mutant(
@@ -459,7 +486,7 @@ MUTANTS = [
     Mutant(
         "a job that could not be adopted is stranded",
         ACQUIRE,
-        "  where q.id = any (p_rows) and q.queue not in (select l.queue from left_over l);",
+        "  where q.ctid = any (p_rows) and q.queue not in (select l.queue from left_over l);",
         "  where q.id = any (p_rows);",
         f"{SLOTS}::test_a_job_that_somebody_has_locked_is_adopted_later",
     ),

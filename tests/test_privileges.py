@@ -205,6 +205,16 @@ create function {schema}.is_hijacked(text, text) returns boolean language plpgsq
 create operator {schema}.= (leftarg = text, rightarg = text, function = {schema}.is_hijacked);
 create operator {schema}.<> (leftarg = text, rightarg = text, function = {schema}.is_hijacked);
 create operator {schema}.|| (leftarg = text, rightarg = text, function = {schema}.is_hijacked);
+create function {schema}.is_hijacked(bigint, integer) returns boolean language plpgsql
+  as $$ begin raise exception 'hijacked'; end $$;
+create operator {schema}.= (leftarg = bigint, rightarg = integer, function = {schema}.is_hijacked);
+create function {schema}.pg_sequence_last_value(regclass) returns bigint language plpgsql
+  as $$ begin raise exception 'hijacked'; end $$;
+create function {schema}.json_build_array(text, bigint, text, integer, text) returns json language plpgsql
+  as $$ begin raise exception 'hijacked'; end $$;
+create aggregate {schema}.max (integer) (sfunc = int4pl, stype = integer, initcond = '7');
+create aggregate {schema}.min (timestamptz) (sfunc = pg_catalog.timestamptz_larger, stype = timestamptz);
+create domain {schema}.text as pg_catalog.text check (false);
 """
 TEMPORARY = """
 create temp table inserted (scope text, queue text, priority integer, done_at timestamptz);
@@ -225,8 +235,14 @@ async def test_a_hostile_search_path_and_temporary_tables_do_not_matter_to_trigg
             TEMPORARY,
             f"set search_path = {schema}, pg_temp, pg_catalog",
             "insert into pgqueuetopia.jobs (scope, queue, action) values ('Test', 'q', 'a')",
+            "insert into pgqueuetopia.jobs (scope, queue, action, scheduled_at)"
+            " values ('Test', 'r', 'a', now()), ('Test', 'r', 'a', now() + interval '1 day')",
         )
-        assert await connection.fetchval("select count(*) from pgqueuetopia.run_queue") == 1
+        looked_at = "select queue, priority, ready_at < now() from pgqueuetopia.run_queue order by queue"
+        found = [tuple(row) for row in await connection.fetch(looked_at)]
+        assert found == [("q", 0, True), ("r", 0, True)]
+        await connection.execute("delete from pgqueuetopia.jobs where queue = 'r'")
+        await connection.execute("delete from pgqueuetopia.run_queue where queue = 'r'")
         await as_role(
             roles.dsn_of("node"),
             TEMPORARY,
@@ -247,19 +263,53 @@ async def test_a_hostile_search_path_and_temporary_tables_do_not_matter_to_trigg
         await connection.execute(f"drop schema {schema} cascade")
 
 
+# For each job that is created a search_path would cost more than to call an empty trigger.
+SPELLED_OUT = "jobs_inserted"
+
+
 async def test_every_function_that_runs_as_its_owner_pins_its_search_path(
     connection: "asyncpg.Connection[asyncpg.Record]",
 ) -> None:
     unpinned = await connection.fetch(
         """
-        select p.oid::regprocedure::text
+        select p.proname
         from pg_proc p
         where p.pronamespace = 'pgqueuetopia'::regnamespace
-          and p.prosecdef
+          and (p.prosecdef or p.prorettype = 'trigger'::regtype)
           and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)
         """
     )
-    assert unpinned == []
+    assert [name for (name,) in unpinned] == [SPELLED_OUT]
+
+
+# What looks like a call, and is syntax.
+SYNTAX = {"greatest", "exists", "array", "in", "operator", "run_queue"}
+OPERATOR = re.compile(r"[-+*/<>=~!@#%^&|`?]+")
+
+
+async def test_the_trigger_without_a_search_path_spells_everything_out(
+    connection: "asyncpg.Connection[asyncpg.Record]",
+) -> None:
+    """Or whoever may create jobs could have it run functions, operators, types of his own, as its owner."""
+    source: str = await connection.fetchval(
+        "select prosrc from pg_proc where proname = $1 and pronamespace = 'pgqueuetopia'::regnamespace",
+        SPELLED_OUT,
+    )
+    source = re.sub(r"--.*", "", source)
+    source = re.sub(r"'[^']*'", "''", source)
+    calls = re.findall(r"((?:\w+\.)?\w+)\s*\(", source)
+    assert {call for call in calls if "." not in call} <= SYNTAX
+    assert {call.split(".")[0] for call in calls if "." in call} == {"pg_catalog", "pgqueuetopia"}
+    casts = re.findall(r"::\s*([\w.]+)", source)
+    declared = re.findall(r"^\s*v_\w+ ([\w.]+)", source.partition("begin")[0], re.MULTILINE)
+    assert {name.split(".")[0] for name in [*casts, *declared]} == {"pg_catalog"}
+    assert len(declared) == source.partition("begin")[0].count(";")
+    spelled_out = re.sub(r"operator\(pg_catalog\.[^)]*\)|::|:=", "", source)
+    assert OPERATOR.findall(spelled_out) == []
+
+
+# They say who waits to be told, and no more than is so, whoever calls them.
+FOR_ALL = ["begin_to_wait", "cease_to_wait", "note_whether_nobody_waits"]
 
 
 async def test_nobody_else_may_call_a_function_that_runs_as_its_owner(
@@ -267,15 +317,16 @@ async def test_nobody_else_may_call_a_function_that_runs_as_its_owner(
 ) -> None:
     callable_by_all = await connection.fetch(
         """
-        select p.oid::regprocedure::text
+        select p.proname::text
         from pg_proc p
         where p.pronamespace = 'pgqueuetopia'::regnamespace
           and p.prosecdef
           and has_function_privilege($1, p.oid, 'execute')
+        order by 1
         """,
         roles.name("creator"),
     )
-    assert callable_by_all == []
+    assert [name for (name,) in callable_by_all] == FOR_ALL
 
 
 ESCALATION = """

@@ -238,6 +238,7 @@ class Session:
             avoid,
             room,
             rescue,
+            self.sleeping,
             keep,
             queues_suspended,
             self._unstarted - starting,
@@ -270,8 +271,9 @@ class Session:
 
         What began before the horizon may not notify: look until step's own horizon has passed it.
         """
-        [row] = await self._fetch("fall_asleep", self.scope)
+        # Before the answer: what we have locked may not be taken for nobody's (step).
         self.sleeping = True
+        [row] = await self._fetch("fall_asleep", self.scope)
         return row["horizon"], row["alone"]
 
     async def wake_up(self) -> None:

@@ -26,12 +26,12 @@ values ('Test', $1, 'a', $2, now() + interval '1 day')
 """
 # Rows that came and went, one transaction each.
 CHURN = """
-do $$ declare came bigint; gone bigint[]; begin
+do $$ declare came tid; gone tid[]; begin
   for n in 1 .. 2000 loop
     insert into pgqueuetopia.run_queue (scope, queue, ready_at)
-    values ('Test', {queue}, now() - interval '1 minute') returning id into came;
+    values ('Test', {queue}, now() - interval '1 minute') returning ctid into came;
     gone := gone || came;
-    if n % 100 = 0 then delete from pgqueuetopia.run_queue where id = any (gone); commit; end if;
+    if n % 100 = 0 then delete from pgqueuetopia.run_queue where ctid = any (gone); commit; end if;
   end loop;
 end $$
 """

@@ -758,6 +758,100 @@ async def test_creators_notify_only_while_somebody_sleeps(
     await connection.remove_listener("pgqueuetopia_jobs", hear)
 
 
+async def is_waited(connection: "asyncpg.Connection[asyncpg.Record]") -> bool:
+    """Whether a creator asks who sleeps, and who listens."""
+    return bool(await connection.fetchval(WAITING) != 0)
+
+
+WAITING = "select pg_sequence_last_value('pgqueuetopia.waiting')"
+
+
+async def test_creators_ask_who_sleeps_as_long_as_one_does(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with sessions(dsn, "a", "b") as [a, b]:
+        await look(a)
+        assert not await is_waited(connection)
+        await a.fall_asleep()
+        await b.fall_asleep()
+        await a.wake_up()
+        await look(a)
+        assert await is_waited(connection)
+        # A session's own lock does not keep it from taking the same alone.
+        await look(b)
+        assert await is_waited(connection)
+        await b.wake_up()
+        assert not await is_waited(connection)
+
+
+async def test_creators_ask_no_longer_for_who_waited_and_is_gone(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        await b.fall_asleep()
+        b.abort()
+        async with app.events():
+            await eventually(lambda: no_sleeper(connection))
+            await look(a)
+            assert await is_waited(connection)
+        await eventually(lambda: nobody_waits(connection, a))
+
+
+async def no_sleeper(connection: "asyncpg.Connection[asyncpg.Record]") -> bool:
+    return not await connection.fetchval("select pgqueuetopia.is_held('sleeping', 'Test')")
+
+
+async def nobody_waits(connection: "asyncpg.Connection[asyncpg.Record]", session: Session) -> bool:
+    await look(session)
+    return not await is_waited(connection)
+
+
+async def test_creators_ask_after_a_crash_too(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """What is not logged starts anew after a crash: a sequence without a value."""
+    heard: list[object] = []
+    listener = await asyncpg.connect(dsn)
+    await listener.add_listener("pgqueuetopia_jobs", lambda *notified: heard.append(notified))
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        await a.fall_asleep()
+        await connection.execute("alter sequence pgqueuetopia.waiting restart")
+        heard.clear()
+        await app.create_job("q", "a")
+        await eventually(lambda: heard)
+    await listener.close()
+
+
+async def test_who_falls_asleep_as_the_last_one_wakes_up_is_notified(
+    racing_dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with sessions(racing_dsn, "a", "b") as [a, b]:
+        await b.fall_asleep()
+
+        async def sleep() -> None:
+            await a.fall_asleep()
+
+        async with (
+            failpoints.stopping(racing_dsn, "nobody waits", "b") as stop,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(b.wake_up)
+            await stop.reached()
+            tasks.start_soon(sleep)
+            await eventually(lambda: waits_for_a_lock(racing_dsn))
+            await stop.release()
+        racing = await asyncpg.connect(racing_dsn)
+        assert await is_waited(racing)
+        await racing.close()
+
+
+async def waits_for_a_lock(dsn: str) -> bool:
+    connection = await asyncpg.connect(dsn)
+    found = await connection.fetch(f"select from {ADVISORY_LOCKS} where objsubid = 1 and not granted")
+    await connection.close()
+    return bool(found)
+
+
 async def test_the_horizon_covers_the_newest_transaction_that_runs(
     dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
@@ -852,7 +946,16 @@ async def test_a_job_that_is_being_claimed_is_not_cancelled(racing_dsn: str) -> 
         assert results == [Cancelled.IN_PROGRESS]
 
 
+OTHER_FAILPOINTS = [
+    "from the start",
+    "queue tried",
+    "asleep",
+    "nobody waits",
+    "lined up",
+    "before start",
+    "adopted",
+]
+
+
 def test_every_failpoint_is_used() -> None:
-    assert sorted(set(failpoints.names())) == sorted(
-        [*STEP_FAILPOINTS, "from the start", "queue tried", "asleep", "lined up", "before start", "adopted"]
-    )
+    assert sorted(set(failpoints.names())) == sorted([*STEP_FAILPOINTS, *OTHER_FAILPOINTS])

@@ -159,14 +159,3 @@ async def test_the_database_refuses_bad_names(
         await connection.execute(
             "insert into pgqueuetopia.jobs (scope, queue, action) values ($1, $2, $3)", *names.values()
         )
-
-
-async def test_every_trigger_function_pins_its_search_path(
-    connection: "Connection[asyncpg.Record]",
-) -> None:
-    loose = await connection.fetch(
-        "select p.proname from pg_proc p join pg_namespace n on n.oid = p.pronamespace"
-        " where n.nspname = 'pgqueuetopia' and (p.prosecdef or p.prorettype = 'trigger'::regtype)"
-        " and not coalesce(array_to_string(p.proconfig, ','), '') like '%search_path=pg_catalog, pg_temp%'"
-    )
-    assert loose == []
