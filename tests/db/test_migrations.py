@@ -10,7 +10,7 @@ from pgqueuetopia import MigrationFailed, NotMigrated
 from pgqueuetopia.db import migrations
 from pgqueuetopia.migrate import main
 from tests.conftest import execute
-from tests.support import Recorder, an_app
+from tests.support import Recorder, an_app, eventually
 
 
 async def fetch(dsn: str, sql: str, *arguments: Any) -> list[asyncpg.Record]:
@@ -113,3 +113,17 @@ async def test_an_unmigrated_database_says_to_migrate(fresh_dsn: str) -> None:
         with pytest.raises(NotMigrated, match=r"python -m pgqueuetopia\.migrate"):
             async with app.running():
                 pass
+
+
+async def test_a_publication_of_all_tables_refuses_nothing(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """It would refuse to update and delete the rows of a table that says nothing of how to tell them apart."""
+    performer = Recorder(lambda job: 1 / 0 if job.action == "fail" else None)
+    await connection.execute("create publication everything for all tables")
+    async with an_app(dsn, performer, job_retention=0) as app, app.running():
+        await app.create_jobs([{"queue": f"q{n % 3}", "action": "a"} for n in range(30)])
+        await app.create_job("failing", "fail")
+        await eventually(lambda: len(performer.performed) == 31)
+        assert await app.retry_all() == 1
+        await eventually(lambda: len(performer.failed) == 2)
