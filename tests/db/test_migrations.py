@@ -118,7 +118,7 @@ async def test_an_unmigrated_database_says_to_migrate(fresh_dsn: str) -> None:
 async def test_a_publication_of_all_tables_refuses_nothing(
     dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    """It would refuse to update or delete a row of a table that says nothing of how to tell its rows apart."""
+    """It would refuse to update a row of a table that says nothing of how to tell its rows apart."""
     performer = Recorder(lambda job: 1 / 0 if job.action == "fail" else None)
     await connection.execute("create publication everything for all tables")
     async with an_app(dsn, performer, job_retention=0) as app, app.running():
