@@ -1,5 +1,7 @@
 drop procedure pgqueuetopia.step;
 drop type pgqueuetopia.answer;
+drop function pgqueuetopia.in_columns;
+drop type pgqueuetopia.job_columns;
 drop type pgqueuetopia.question;
 drop function pgqueuetopia.note_begun;
 drop function pgqueuetopia.settled;

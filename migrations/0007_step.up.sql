@@ -149,11 +149,46 @@ create type pgqueuetopia.question as (
   held_ended boolean[]
 );
 
+-- Jobs as they go out: an array of each column that has no usual value, and whole those that have anything else to say. (For each
+-- value in a composite that it sends the server keeps a kilobyte until the whole answer has gone; for those in an array, none.)
+create type pgqueuetopia.job_columns as (
+  ids bigint[],
+  queues text[],
+  actions text[],
+  params jsonb[],
+  scheduled_at timestamptz[],
+  claims bigint[],
+  attempted_at timestamptz[],
+  unusual pgqueuetopia.claimed_job[]
+);
+
+-- (In plpgsql, and not in SQL: its plan is kept.)
+create function pgqueuetopia.in_columns(p_jobs pgqueuetopia.claimed_job[]) returns pgqueuetopia.job_columns
+language plpgsql
+as $$
+declare
+  v_columns pgqueuetopia.job_columns;
+begin
+  if cardinality(p_jobs) > 0 then
+    select
+      array_agg(j.id), array_agg(j.queue), array_agg(j.action), array_agg(j.params), array_agg(j.scheduled_at),
+      array_agg(j.claim), array_agg(j.attempted_at),
+      array_agg(j) filter (where num_nonnulls(
+        j.priority, j.timeout, j.max_backoff, j.max_attempts, j.next_attempt_at, j.attempts, j.errors, j.inserted_at,
+        j.updated_at, j.failure_mode, j.reply, j.moved_from
+      ) > 0)
+    into v_columns
+    from unnest(p_jobs) j;
+  end if;
+  return v_columns;
+end
+$$;
+
 -- What a step did.
 create type pgqueuetopia.answer as (
-  claimed pgqueuetopia.claimed_job[],
+  claimed pgqueuetopia.job_columns,
   -- what is to be run behind them (see claim)
-  prefetched pgqueuetopia.claimed_job[],
+  prefetched pgqueuetopia.job_columns,
   -- the slots of the jobs of topics, which come last in claimed
   slots integer[],
   saved bigint[],
@@ -210,6 +245,8 @@ declare
   v_held_ended boolean[];
   v_known text[] := v_running || ask.queues::text[];
   v_taken text[];
+  v_claimed pgqueuetopia.claimed_job[];
+  v_prefetched pgqueuetopia.claimed_job[];
   v_started pgqueuetopia.claimed_job[];
   v_line pgqueuetopia.line;
 begin
@@ -268,7 +305,7 @@ begin
       v_now := clock_timestamp();
       -- Those that go on come first; what they leave of the room is for others; a queue whose slice is over
       -- goes on only where that is not needed.
-      answer.claimed := '{}';
+      v_claimed := '{}';
       answer.again := '{}';
       if cardinality(v_queues) > 0 or ask.room = 0 then
         -- Without room when a session opens, too: that makes the plan.
@@ -277,13 +314,13 @@ begin
           answer.suspended or not v_may_start, v_some_queue_suspended, v_now
         );
         v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, v_length, v_careful);
-        answer.claimed := v_claims.claimed;
-        answer.prefetched := v_claims.prefetched;
+        v_claimed := v_claims.claimed;
+        v_prefetched := v_claims.prefetched;
         answer.again := v_claims.again;
         v_let_go := v_claims.let_go;
         v_skipped := v_claims.skipped;
       end if;
-      v_room := ask.room - cardinality(answer.claimed) - cardinality(answer.again);
+      v_room := ask.room - cardinality(v_claimed) - cardinality(answer.again);
       answer.more := ask.room > 0 and v_room <= 0;
       -- failpoint: before acquire
       if v_room > 0 and not answer.suspended and v_may_start and not answer.crowded then
@@ -311,8 +348,8 @@ begin
       end if;
       if v_taken <> '{}' then
         v_claims := pgqueuetopia.claim(p_scope, p_node, (v_acquired.taken).looked, v_length_acquired, v_careful);
-        answer.claimed := answer.claimed || v_claims.claimed;
-        answer.prefetched := answer.prefetched || v_claims.prefetched;
+        v_claimed := v_claimed || v_claims.claimed;
+        v_prefetched := v_prefetched || v_claims.prefetched;
         answer.again := answer.again || v_claims.again;
         v_let_go := v_let_go || v_claims.let_go;
         v_skipped := v_skipped or v_claims.skipped;
@@ -325,8 +362,8 @@ begin
           answer.suspended or not v_may_start, v_some_queue_suspended, v_now
         );
         v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, v_length, v_careful);
-        answer.claimed := answer.claimed || v_claims.claimed;
-        answer.prefetched := answer.prefetched || v_claims.prefetched;
+        v_claimed := v_claimed || v_claims.claimed;
+        v_prefetched := v_prefetched || v_claims.prefetched;
         answer.again := answer.again || v_claims.again;
         v_let_go := v_let_go || v_claims.let_go;
         v_skipped := v_skipped or v_claims.skipped;
@@ -336,16 +373,16 @@ begin
           perform pgqueuetopia.note_whether_nobody_waits();
         end if;
         perform pgqueuetopia.tidy(
-          p_scope, v_running, v_claimed_at, array(select c.queue from unnest(answer.claimed) c), answer.snapshot
+          p_scope, v_running, v_claimed_at, array(select c.queue from unnest(v_claimed) c), answer.snapshot
         );
       end if;
       answer.snapshot := pgqueuetopia.rounded(answer.snapshot::pg_snapshot)::text;
       answer.drags := v_acquired.drags;
-      answer.claimed := answer.claimed || v_started;
-      if cardinality(answer.claimed) > 0 and pgqueuetopia.is_listened_to(p_scope) then
+      v_claimed := v_claimed || v_started;
+      if cardinality(v_claimed) > 0 and pgqueuetopia.is_listened_to(p_scope) then
         perform pgqueuetopia.tell(p_scope, array(
           select json_build_array('started', c.id, c.queue, coalesce(c.attempts, 1), null)::text
-          from unnest(answer.claimed) c
+          from unnest(v_claimed) c
         ));
       end if;
       answer.careful := cardinality(answer.busy) > 0 or v_skipped
@@ -374,7 +411,7 @@ begin
     answer.saved := null;
     answer.busy := null;
     answer.slots := null;
-    answer.prefetched := null;
+    v_prefetched := null;
     v_acquired := null;
     v_taken := null;
     v_started := null;
@@ -382,7 +419,7 @@ begin
     v_let_go := null;
     v_skipped := null;
   end loop;
-  if cardinality(answer.claimed) = 0 and not answer.suspended then
+  if cardinality(v_claimed) = 0 and not answer.suspended then
     answer.next_ready_in := pgqueuetopia.next_ready(
       p_scope, coalesce(answer.priorities, (pgqueuetopia.priorities(p_scope, v_now)).priorities), v_now
     );
@@ -400,6 +437,8 @@ begin
       answer.next_ready_in := least(answer.next_ready_in, 0.05);
     end if;
   end if;
+  answer.claimed := pgqueuetopia.in_columns(v_claimed);
+  answer.prefetched := pgqueuetopia.in_columns(v_prefetched);
   -- failpoint: before commit
   commit;
   -- failpoint: committed
@@ -414,7 +453,7 @@ begin
       p_scope, ask.held_topics, ask.held_slots, ask.held_ids, v_held_ended, v_line, v_started, answer.slots
     );
   end if;
-  if cardinality(answer.claimed) = 0 and v_may_start then
+  if cardinality(v_claimed) = 0 and v_may_start then
     perform pgqueuetopia.started(p_scope, 1);
   end if;
 end

@@ -80,7 +80,7 @@ class InlineSession:
 
     async def _claim(self, job_id: int) -> Job:
         for row in await self._fetch("testing_claim", self._scope, job_id, self._node):
-            return rows.claimed_job_of(row["job"], self._scope, self._node)
+            return rows.claimed_job_of(rows.row_of(row["job"]), self._scope, self._node)
         raise JobNotFound(f"Scope {self._scope!r} has no job {job_id} to perform: it has just ended.")
 
     async def _fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:

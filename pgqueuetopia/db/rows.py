@@ -17,7 +17,8 @@ NEVER = datetime.max.replace(tzinfo=UTC)
 LONGEST_MESSAGE = 2_000
 LONGEST_TRACEBACK = 8_000
 
-Row: TypeAlias = asyncpg.Record
+# Of a job that was claimed what is not as usual.
+Row: TypeAlias = dict[str, Any]
 
 # The columns of pgqueuetopia.claimed_job, in their order, with what null stands for there.
 CLAIMED: dict[str, Any] = {
@@ -55,22 +56,50 @@ USUAL: dict[str, Any] = CLAIMED | {
 }
 
 
+def rows_in(columns: asyncpg.Record | None) -> list[Row]:
+    """The rows in a job_columns, in their order."""
+    if columns is None or columns["ids"] is None:
+        return []
+    rows: list[Row] = [
+        {
+            "id": number,
+            "queue": queue,
+            "action": action,
+            "params": params,
+            "scheduled_at": scheduled_at,
+            "claim": claim,
+            "attempted_at": attempted_at,
+        }
+        for number, queue, action, params, scheduled_at, claim, attempted_at in zip(
+            *columns[:-1], strict=True
+        )
+    ]
+    if columns["unusual"]:
+        by_id = {row["id"]: row for row in rows}
+        for record in columns["unusual"]:
+            by_id[record["id"]].update(row_of(record))
+    return rows
+
+
+def row_of(record: asyncpg.Record) -> Row:
+    """The row in a claimed_job."""
+    return {name: value for name, value in record.items() if value is not None}
+
+
 def topic_job_of(row: Row, scope: str, node: str) -> Job:
-    """A topic's job from a claimed_job."""
+    """A topic's job from what is not as usual."""
     job = claimed_job_of(row, scope, node)
     job.__dict__["topic"] = True
     return job
 
 
 def claimed_job_of(row: Row, scope: str, node: str) -> Job:
-    """A job that a node has claimed, from a claimed_job."""
+    """A job that a node has claimed, from what is not as usual."""
     # Job's own constructor takes 5 µs, for it is frozen: a quarter of what a job costs a node.
     job = object.__new__(Job)
     values = job.__dict__
     values.update(USUAL)
-    for name, value in row.items():
-        if value is not None:
-            values[name] = value
+    values.update(row)
     values["scope"] = scope
     values["attempted_by"] = node
     if values["params"] is not None:

@@ -94,14 +94,14 @@ NO_LINES = (None,) * 8
 
 def stepped_of(row: asyncpg.Record, scope: str, node: str) -> Stepped:
     """What a step did, from its answer."""
-    claimed, slots = row["claimed"], row["slots"] or []
+    claimed, slots = rows.rows_in(row["claimed"]), row["slots"] or []
     blocking = len(claimed) - len(slots)
     return Stepped(
         claimed=[
             *[rows.claimed_job_of(job, scope, node) for job in claimed[:blocking]],
             *[rows.topic_job_of(job, scope, node) for job in claimed[blocking:]],
         ],
-        prefetched=prefetched_of(row["prefetched"] or ()),
+        prefetched=prefetched_of(rows.rows_in(row["prefetched"])),
         slots=slots,
         saved=frozenset(row["saved"] or ()),
         busy=frozenset(row["busy"] or ()),

@@ -27,7 +27,11 @@ UNUSUAL = {
 }
 
 
-@pytest.mark.parametrize("given", [{}, UNUSUAL], ids=["usual", "unusual"])
+@pytest.mark.parametrize(
+    "given",
+    [{}, UNUSUAL, *[{name: value} for name, value in UNUSUAL.items()]],
+    ids=["usual", "unusual", *UNUSUAL],
+)
 async def test_the_first_of_a_queue_and_what_is_prefetched_behind_it(
     dsn: str, given: Mapping[str, Any]
 ) -> None:

@@ -4,6 +4,7 @@ import asyncpg
 import pytest
 
 from pgqueuetopia.db.arrays import numbers, texts
+from pgqueuetopia.db.rows import Row, rows_in
 from pgqueuetopia.db.session import SERVER_SETTINGS
 from pgqueuetopia.db.statements import SQL
 from tests.support import eventually
@@ -36,12 +37,12 @@ select attname from pg_attribute where attrelid = 'pgqueuetopia.question'::regcl
 """
 
 
-async def step(node: "asyncpg.Connection[asyncpg.Record]", **told: object) -> list[asyncpg.Record]:
+async def step(node: "asyncpg.Connection[asyncpg.Record]", **told: object) -> list[Row]:
     """A step from the start, with room for fifty; what it has claimed."""
     asked = {"avoid": [], "room": 50, "keep": True, "queues_suspended": True, "started": 0, "careful": False}
     question = [(asked | told).get(row["attname"]) for row in await node.fetch(NAMES)]
     [[answer]] = await node.fetch(SQL["step"], "Test", "n", tuple(question))
-    return list(answer["claimed"])
+    return rows_in(answer["claimed"])
 
 
 # What the statistics know: nothing, what is there, or what was there once.
