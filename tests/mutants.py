@@ -195,9 +195,9 @@ MUTANTS = [
     Mutant(
         "rows are removed in a later snapshot than the look",
         STEP,
-        "  if cardinality(answer.claimed) = 0 and not answer.suspended then\n",
+        "  if cardinality(v_claimed) = 0 and not answer.suspended then\n",
         "  delete from pgqueuetopia.run_queue q where q.queue = any (v_let_go);\n"
-        "  if cardinality(answer.claimed) = 0 and not answer.suspended then\n",
+        "  if cardinality(v_claimed) = 0 and not answer.suspended then\n",
         f"{RACES}::test_a_job_that_commits_after_the_look_at_a_queue_that_goes_on_is_not_stranded",
     ),
     Mutant(
@@ -245,7 +245,7 @@ MUTANTS = [
     Mutant(
         "the rows of a queue that goes on and on pile up",
         STEP,
-        "array(select c.queue from unnest(answer.claimed) c), answer.snapshot",
+        "array(select c.queue from unnest(v_claimed) c), answer.snapshot",
         "'{}', answer.snapshot",
         f"{RACES}::test_the_rows_of_a_queue_that_goes_on_and_on_do_not_pile_up",
     ),
