@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 import asyncpg
 import pytest
 
@@ -154,6 +155,16 @@ async def test_a_reader_sees_the_nodes_of_other_roles(roles: Roles) -> None:
         an_app(roles.dsn_of("reader")) as app,
     ):
         assert len((await app.status()).nodes) == 1
+
+
+async def test_a_reader_whose_role_reads_only_hears_events(
+    roles: Roles, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    await connection.execute(f"alter role {roles.name('reader')} set default_transaction_read_only = on")
+    async with an_app(roles.dsn) as owner, an_app(roles.dsn_of("reader")) as app, app.events() as events:
+        job = await owner.create_job("q", "a")
+        with anyio.fail_after(10):
+            assert (await anext(aiter(events))).job == job.id
 
 
 READERS_TRIES: list[Callable[[Queuetopia, int], Awaitable[object]]] = [

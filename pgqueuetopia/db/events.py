@@ -19,6 +19,8 @@ from pgqueuetopia.event import Event, events_of
 log = structlog.get_logger("pgqueuetopia")
 
 CHANNEL = "pgqueuetopia_events"
+# To begin to wait is to set a sequence: where a role reads only by default, too.
+SERVER_SETTINGS = {"default_transaction_read_only": "off"}
 # In seconds.
 LOOK_EVERY = 15.0
 FIRST_PAUSE = 0.1
@@ -136,7 +138,7 @@ class Broadcast:
         """A connection that is told of events, and whether it is lost."""
         lost = anyio.Event()
         connection = await listen(
-            self._repo.session_dsn, "pgqueuetopia-events", {CHANNEL: self._hear}, lost.set
+            self._repo.session_dsn, "pgqueuetopia-events", {CHANNEL: self._hear}, lost.set, SERVER_SETTINGS
         )
         try:
             with translated():

@@ -638,7 +638,7 @@ async def test_a_suspension_waits_for_the_jobs_that_are_being_started(racing_dsn
             tasks.start_soon(claim)
             await stop.reached()
             tasks.start_soon(suspend)
-            await eventually(lambda: is_waiting_for_starts(racing_dsn))
+            await eventually(lambda: waits_for_a_lock(racing_dsn))
             await stop.release()
             await eventually(lambda: steps)
             assert not suspended.is_set(), "what was claimed has not been started yet"
@@ -656,7 +656,7 @@ async def test_a_suspension_is_not_kept_waiting_by_what_would_be_claimed_meanwhi
         await app.create_job("q2", "a")
         first = await look(a, room=1)
         tasks.start_soon(app.suspend)
-        await eventually(lambda: is_waiting_for_starts(dsn))
+        await eventually(lambda: waits_for_a_lock(dsn))
         second = await look(a, running=first.claimed, starting=1)
         assert (len(first.claimed), second.claimed, second.held_up) == (1, [], True)
         await a.started()
@@ -676,7 +676,7 @@ async def test_a_suspension_waits_for_each_of_the_steps_whose_jobs_are_being_sta
         claimed += (await look(a, room=1, running=claimed, starting=1)).claimed
         assert len(claimed) == 2
         tasks.start_soon(suspend)
-        await eventually(lambda: is_waiting_for_starts(dsn))
+        await eventually(lambda: waits_for_a_lock(dsn))
         await look(a, running=claimed, starting=1)
         await anyio.sleep(0.1)
         assert not suspended.is_set(), "what one of the two has claimed has not been started yet"
@@ -684,7 +684,7 @@ async def test_a_suspension_waits_for_each_of_the_steps_whose_jobs_are_being_sta
         await suspended.wait()
 
 
-async def is_waiting_for_starts(dsn: str) -> bool:
+async def waits_for_a_lock(dsn: str) -> bool:
     connection = await asyncpg.connect(dsn)
     found = await connection.fetch(f"select from {ADVISORY_LOCKS} where objsubid = 1 and not granted")
     await connection.close()
@@ -822,9 +822,7 @@ async def test_creators_ask_after_a_crash_too(
     await listener.close()
 
 
-async def test_who_falls_asleep_as_the_last_one_wakes_up_is_notified(
-    racing_dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
-) -> None:
+async def test_who_falls_asleep_as_the_last_one_wakes_up_is_notified(racing_dsn: str) -> None:
     async with sessions(racing_dsn, "a", "b") as [a, b]:
         await b.fall_asleep()
 
@@ -843,13 +841,6 @@ async def test_who_falls_asleep_as_the_last_one_wakes_up_is_notified(
         racing = await asyncpg.connect(racing_dsn)
         assert await is_waited(racing)
         await racing.close()
-
-
-async def waits_for_a_lock(dsn: str) -> bool:
-    connection = await asyncpg.connect(dsn)
-    found = await connection.fetch(f"select from {ADVISORY_LOCKS} where objsubid = 1 and not granted")
-    await connection.close()
-    return bool(found)
 
 
 async def test_the_horizon_covers_the_newest_transaction_that_runs(
