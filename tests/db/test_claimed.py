@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 
 from pgqueuetopia import Job, Retry, Topic
@@ -44,6 +45,19 @@ async def test_the_first_of_a_queue_and_what_is_prefetched_behind_it(
         assert second == await app.get_job(second)
         stored = await app.get_job(row["id"])
         assert claimed_job_of(row, "Test", "a") == as_if_run(stored)
+
+
+NOT_ASKED_FOR = """
+select a.attname
+from pg_attribute a
+where a.attrelid = 'pgqueuetopia.claimed_job'::regclass
+  and (select p.prosrc from pg_proc p where p.oid = 'pgqueuetopia.in_columns'::regproc) !~ ('j\\.' || a.attname || '\\M')
+"""
+
+
+async def test_no_column_of_a_job_is_left_behind(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Either it has an array of its own, or it makes the job go out whole."""
+    assert await connection.fetch(NOT_ASKED_FOR) == []
 
 
 def as_if_run(job: Job) -> Job:
