@@ -51,7 +51,8 @@ NOT_ASKED_FOR = """
 select a.attname
 from pg_attribute a
 where a.attrelid = 'pgqueuetopia.claimed_job'::regclass
-  and (select p.prosrc from pg_proc p where p.oid = 'pgqueuetopia.in_columns'::regproc) !~ ('j\\.' || a.attname || '\\M')
+  and (select p.prosrc from pg_proc p where p.oid = 'pgqueuetopia.in_columns'::regproc)
+    !~ ('j\\.' || a.attname || '\\M')
 """
 
 
