@@ -4,3 +4,6 @@ drop function pgqueuetopia.let_go;
 drop function pgqueuetopia.look;
 drop function pgqueuetopia.as_claimed;
 drop type pgqueuetopia.claimed_job;
+drop function pgqueuetopia.since_crash;
+drop table pgqueuetopia.uncrashed;
+drop sequence pgqueuetopia.crashes;

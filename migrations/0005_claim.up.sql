@@ -1,5 +1,32 @@
 -- Which jobs a node runs: the third part of step().
 
+-- A step that writes no outcome does not wait for the disk, and so a crash of the server may forget that it has claimed
+-- anything. Lest the number of a claim be given out twice, claims begin at a higher one after each crash: who opens a session
+-- notices it, for a table that is not logged is empty then. So it is where a standby has taken over.
+create sequence pgqueuetopia.crashes;
+create unlogged table pgqueuetopia.uncrashed (
+  is_so boolean primary key default true,
+  noticed_at timestamptz not null default clock_timestamp()
+);
+insert into pgqueuetopia.uncrashed (noticed_at) values ('epoch');
+
+-- The least number that a claim may have, and after how many seconds it may be made: a crash has ended the sessions of others,
+-- who have half a second to stop their jobs, as in wait_for_report. (It runs as its owner, and everybody may call it.)
+create function pgqueuetopia.since_crash(out least_claim bigint, out calm_in double precision)
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into pgqueuetopia.uncrashed default values on conflict do nothing;
+  if found then
+    perform nextval('pgqueuetopia.crashes');
+  end if;
+  least_claim := coalesce(pg_sequence_last_value('pgqueuetopia.crashes'), 0) << 32;
+  select greatest(extract(epoch from u.noticed_at + interval '500 milliseconds' - clock_timestamp()), 0)
+  into calm_in
+  from pgqueuetopia.uncrashed u;
+end
+$$;
+
 -- What a node needs of a job to run it, besides its own name. What has its usual value is null, for the values that go out
 -- would cost a third of what a job costs the server: pgqueuetopia/db/rows.py knows the usual ones.
 create type pgqueuetopia.claimed_job as (
@@ -210,7 +237,12 @@ create type pgqueuetopia.claims as (
 -- more than one). Those behind its head are prefetched: nothing is written to them, and the head tells which is the last
 -- (prefetched_to). They are locked until that is committed, so that nobody ends one of them who has not seen it.
 create function pgqueuetopia.claim(
-  p_scope text, p_node text, p_looked pgqueuetopia.looked, p_length integer, p_careful boolean
+  p_scope text,
+  p_node text,
+  p_looked pgqueuetopia.looked,
+  p_length integer,
+  p_least_claim bigint,
+  p_careful boolean
 ) returns pgqueuetopia.claims
 language plpgsql
 as $$
@@ -277,7 +309,7 @@ begin
     with claiming as (
       update pgqueuetopia.jobs j
       set
-        claim = j.claim + 1,
+        claim = greatest(j.claim + 1, p_least_claim),
         attempts = j.attempts + 1,
         attempted_at = v_now,
         attempted_by = p_node,

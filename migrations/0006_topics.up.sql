@@ -293,6 +293,7 @@ create function pgqueuetopia.start_candidates(
   p_claims bigint[],
   p_slots integer[],
   p_first integer,
+  p_least_claim bigint,
   p_careful boolean,
   out claimed pgqueuetopia.claimed_job[],
   out slots integer[]
@@ -315,7 +316,7 @@ begin
   starting as (
     update pgqueuetopia.jobs j
     set
-      claim = j.claim + 1,
+      claim = greatest(j.claim + 1, p_least_claim),
       attempts = j.attempts + 1,
       attempted_at = v_now,
       attempted_by = p_node

@@ -125,11 +125,12 @@ create type pgqueuetopia.question as (
   room integer,
   rescue boolean,
   -- whether this session sleeps; whether finished jobs are kept; whether configs suspend single queues; of how many of the
-  -- steps before the jobs have been started since; whether to pass over what somebody has locked
+  -- steps before the jobs have been started since; the least number of a claim; whether to pass over what somebody has locked
   asleep boolean,
   keep boolean,
   queues_suspended boolean,
   started integer,
+  least_claim bigint,
   careful boolean,
   -- where the scan of the run queue begins; null: from the start (see acquire); and those of topics
   priorities integer[],
@@ -251,6 +252,11 @@ declare
   v_line pgqueuetopia.line;
 begin
   answer.crowded := false;
+  if ask.ids is null and ask.lengths is null and coalesce(ask.length, 1) = 1 then
+    -- What it claims may be forgotten by a crash, and so may that it was started: see since_crash. Not what is prefetched, for
+    -- its claim is the one that it had.
+    perform set_config('synchronous_commit', 'off', true);
+  end if;
   if ask.started > 0 then
     perform pgqueuetopia.started(p_scope, ask.started);
   end if;
@@ -313,7 +319,7 @@ begin
           p_scope, v_queues, v_ids, v_places, v_snapshots, v_lengths, v_yielding, false, ask.avoid,
           answer.suspended or not v_may_start, v_some_queue_suspended, v_now
         );
-        v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, v_length, v_careful);
+        v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, v_length, ask.least_claim, v_careful);
         v_claimed := v_claims.claimed;
         v_prefetched := v_claims.prefetched;
         answer.again := v_claims.again;
@@ -342,12 +348,12 @@ begin
         v_room := v_room - v_acquired.rivals;
         if v_acquired.rivals > 0 then
           select s.claimed, s.slots into v_started, answer.slots from pgqueuetopia.start_candidates(
-            p_node, v_line.ids, v_line.claims, v_line.slots, v_acquired.rivals, v_careful
+            p_node, v_line.ids, v_line.claims, v_line.slots, v_acquired.rivals, ask.least_claim, v_careful
           ) s;
         end if;
       end if;
       if v_taken <> '{}' then
-        v_claims := pgqueuetopia.claim(p_scope, p_node, (v_acquired.taken).looked, v_length_acquired, v_careful);
+        v_claims := pgqueuetopia.claim(p_scope, p_node, (v_acquired.taken).looked, v_length_acquired, ask.least_claim, v_careful);
         v_claimed := v_claimed || v_claims.claimed;
         v_prefetched := v_prefetched || v_claims.prefetched;
         answer.again := answer.again || v_claims.again;
@@ -361,7 +367,7 @@ begin
           ask.avoid || v_yielding[greatest(v_room - coalesce(cardinality(v_taken), 0), 0) + 1:],
           answer.suspended or not v_may_start, v_some_queue_suspended, v_now
         );
-        v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, v_length, v_careful);
+        v_claims := pgqueuetopia.claim(p_scope, p_node, v_looked, v_length, ask.least_claim, v_careful);
         v_claimed := v_claimed || v_claims.claimed;
         v_prefetched := v_prefetched || v_claims.prefetched;
         answer.again := answer.again || v_claims.again;

@@ -320,7 +320,7 @@ async def test_the_trigger_without_a_search_path_spells_everything_out(
 
 
 # They say who waits to be told, and no more than is so, whoever calls them.
-FOR_ALL = ["begin_to_wait", "cease_to_wait", "note_whether_nobody_waits"]
+FOR_ALL = ["begin_to_wait", "cease_to_wait", "note_whether_nobody_waits", "since_crash"]
 
 
 async def test_nobody_else_may_call_a_function_that_runs_as_its_owner(

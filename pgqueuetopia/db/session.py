@@ -90,6 +90,7 @@ class Session:
         self._statements: dict[str, PreparedStatement] = {}
         # How many steps have claimed jobs of which the server does not know yet that they have been started.
         self._unstarted = 0
+        self._least_claim = 0
         # Where the scan of the run queue goes on: priorities, and a time for each.
         self._front: tuple[list[int] | None, list[datetime] | None] = None, None
         self._topic_fronts: str | None = None
@@ -165,7 +166,9 @@ class Session:
             )
             for name in STATEMENTS:
                 self._statements[name] = await self._connection.prepare(SQL[name])
-        await self._fetch("announce_node", self.scope)
+        [row] = await self._fetch("announce_node", self.scope)
+        self._least_claim = row["least_claim"]
+        await anyio.sleep(row["calm_in"])
         # A step that claims nothing: what is missing, in the database or in our rights, is told now.
         await self.step([], [], {}, [], 0, rescue=False, keep=True)
 
@@ -242,6 +245,7 @@ class Session:
             keep,
             queues_suspended,
             self._unstarted - starting,
+            self._least_claim,
             careful,
             *((None, None) if everything else self._front),
             self._topic_fronts if lines else None,

@@ -1,0 +1,121 @@
+"""A crash of the server, which forgets the claims that were not written yet."""
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from pgqueuetopia import Queuetopia, Repo, embedded
+from pgqueuetopia.db import migrations
+from pgqueuetopia.db.step import settlement_columns
+from tests.db.steps import done, look, open_session, sessions
+from tests.support import eventually
+
+# Nobody writes on his own what a commit has not waited for.
+PATIENT = {"wal_writer_delay": "10s", "bgwriter_lru_maxpages": "0", "autovacuum": "off", "restart_after_crash": "on"}
+
+
+@pytest.fixture
+def dsn() -> Iterator[str]:
+    """Of a server of one's own, which may crash."""
+    parent = Path(tempfile.mkdtemp(prefix="pgq-", dir="/tmp"))
+    parent.chmod(0o755)
+    with embedded.start(parent / "server", durable=True, options=PATIENT) as server:
+        yield server.dsn
+    shutil.rmtree(parent)
+
+
+async def crash(dsn: str) -> None:
+    """What kills one of its processes is a crash of the whole server."""
+    connection = await asyncpg.connect(dsn)
+    os.kill(connection.get_server_pid(), signal.SIGKILL)
+    await eventually(connection.is_closed)
+
+    async def is_back() -> bool:
+        try:
+            await (await asyncpg.connect(dsn)).close()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return False
+        return True
+
+    await eventually(is_back)
+
+
+async def stored(dsn: str, column: str) -> object:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetchval(f"select {column} from pgqueuetopia.jobs")
+    finally:
+        await connection.close()
+
+
+@pytest.mark.slow
+async def test_the_number_of_a_claim_that_a_crash_forgets_is_not_given_out_again(dsn: str) -> None:
+    await migrations.up(dsn)
+    app = Queuetopia(repo=Repo(dsn), scope="Test")
+    await app.create_job("q", "a")
+    async with sessions(dsn, "a") as [session]:
+        [forgotten] = (await look(session)).claimed
+        await crash(dsn)
+    assert (forgotten.claim, await stored(dsn, "claim")) == (1, 0)
+    async with sessions(dsn, "b") as [session]:
+        [job] = (await look(session)).claimed
+        assert job.claim > forgotten.claim
+        assert job.attempts == 1
+        # What ran before the crash tells of itself late, and is not heard.
+        late = await app.repo.persist("Test", "a", settlement_columns([done(forgotten)], "a"), keep=True)
+        assert late == []
+        assert (await look(session, done(job))).saved == {job.id}
+    await app.close()
+
+
+@pytest.mark.slow
+async def test_an_outcome_and_what_was_claimed_before_it_survive_a_crash(dsn: str) -> None:
+    await migrations.up(dsn)
+    app = Queuetopia(repo=Repo(dsn), scope="Test")
+    await app.create_job("q", "a")
+    async with sessions(dsn, "a") as [session]:
+        [job] = (await look(session)).claimed
+        await look(session, done(job))
+        await crash(dsn)
+    assert await stored(dsn, "claim || ' ' || outcome") == "1 succeeded"
+    await app.close()
+
+
+@pytest.mark.slow
+async def test_what_is_prefetched_survives_a_crash(dsn: str) -> None:
+    await migrations.up(dsn)
+    app = Queuetopia(repo=Repo(dsn), scope="Test")
+    for _ in range(2):
+        await app.create_job("q", "a")
+    async with sessions(dsn, "a") as [session]:
+        stepped = await look(session, size=2)
+        assert stepped.prefetched
+        await crash(dsn)
+    assert await stored(dsn, "max(prefetched_to) = max(id)") is True
+    await app.close()
+
+
+@pytest.mark.slow
+async def test_who_opens_a_session_after_a_crash_gives_others_half_a_second_to_stop(dsn: str) -> None:
+    await migrations.up(dsn)
+    assert await calm_in(dsn) == 0
+    await crash(dsn)
+    began = time.monotonic()
+    (await open_session(dsn, "a")).abort()
+    assert time.monotonic() - began >= 0.5
+    assert await calm_in(dsn) == 0
+
+
+async def calm_in(dsn: str) -> object:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetchval("select calm_in from pgqueuetopia.since_crash()")
+    finally:
+        await connection.close()
