@@ -150,8 +150,9 @@ create type pgqueuetopia.question as (
   held_ended boolean[]
 );
 
--- Jobs as they go out: an array of each column that has no usual value, and whole those that have anything else to say. (For each
--- value in a composite that it sends the server keeps a kilobyte until the whole answer has gone; for those in an array, none.)
+-- Jobs as they go out: an array of each column that has no usual value, and whole those that have anything else to say, or all
+-- where there are few. (For each value in a composite that it sends the server keeps a kilobyte until the whole answer has gone; for those
+-- in an array, none.)
 create type pgqueuetopia.job_columns as (
   ids bigint[],
   queues text[],
@@ -168,9 +169,12 @@ create function pgqueuetopia.in_columns(p_jobs pgqueuetopia.claimed_job[]) retur
 language plpgsql
 as $$
 declare
+  c_few constant integer := 10;
   v_columns pgqueuetopia.job_columns;
 begin
-  if cardinality(p_jobs) > 0 then
+  if cardinality(p_jobs) < c_few then
+    v_columns.unusual := p_jobs;
+  else
     select
       array_agg(j.id), array_agg(j.queue), array_agg(j.action), array_agg(j.params), array_agg(j.scheduled_at),
       array_agg(j.claim), array_agg(j.attempted_at),
@@ -264,23 +268,25 @@ begin
   answer.held_up := ask.room > 0 and not v_may_start;
   loop
     begin
-      v_queues := ask.queues::text[];
-      v_ids := ask.lasts::bigint[];
-      v_places := ask.places::timestamptz[];
-      v_snapshots := ask.snapshots::text[];
-      v_lengths := ask.lengths::integer[];
+      if ask.queues is not null then
+        v_queues := ask.queues::text[];
+        v_ids := ask.lasts::bigint[];
+        v_places := ask.places::timestamptz[];
+        v_snapshots := ask.snapshots::text[];
+        v_lengths := ask.lengths::integer[];
+      end if;
       if cardinality(v_ended) > 0 then
         select p.saved, p.busy into answer.saved, answer.busy
         from pgqueuetopia.persist(
           p_scope, p_node, v_ended, ask.claims::bigint[], ask.outcomes, ask.delays, ask.spent, ask.errors, ask.results,
           ask.moves, ask.run_times::bigint[], ask.keep, v_careful
         ) p;
-      end if;
-      if cardinality(answer.saved) < cardinality(v_ended) then
-        select s.queues, s.ids, s.places, s.snapshots, s.lengths into v_queues, v_ids, v_places, v_snapshots, v_lengths
-        from pgqueuetopia.settled(
-          v_queues, v_ids, v_places, v_snapshots, v_lengths, answer.saved, answer.busy
-        ) s;
+        if cardinality(answer.saved) < cardinality(v_ended) then
+          select s.queues, s.ids, s.places, s.snapshots, s.lengths into v_queues, v_ids, v_places, v_snapshots, v_lengths
+          from pgqueuetopia.settled(
+            v_queues, v_ids, v_places, v_snapshots, v_lengths, answer.saved, answer.busy
+          ) s;
+        end if;
       end if;
       if ask.begun is not null then
         perform pgqueuetopia.note_begun(p_node, ask.begun::bigint[], ask.prefetched_to::bigint[], v_careful);
@@ -382,7 +388,9 @@ begin
           p_scope, v_running, v_claimed_at, array(select c.queue from unnest(v_claimed) c), answer.snapshot
         );
       end if;
-      answer.snapshot := pgqueuetopia.rounded(answer.snapshot::pg_snapshot)::text;
+      if answer.snapshot not like '%:' then
+        answer.snapshot := pgqueuetopia.rounded(answer.snapshot::pg_snapshot)::text;
+      end if;
       answer.drags := v_acquired.drags;
       v_claimed := v_claimed || v_started;
       if cardinality(v_claimed) > 0 and pgqueuetopia.is_listened_to(p_scope) then
@@ -443,8 +451,12 @@ begin
       answer.next_ready_in := least(answer.next_ready_in, 0.05);
     end if;
   end if;
-  answer.claimed := pgqueuetopia.in_columns(v_claimed);
-  answer.prefetched := pgqueuetopia.in_columns(v_prefetched);
+  if v_claimed <> '{}' then
+    answer.claimed := pgqueuetopia.in_columns(v_claimed);
+  end if;
+  if v_prefetched <> '{}' then
+    answer.prefetched := pgqueuetopia.in_columns(v_prefetched);
+  end if;
   -- failpoint: before commit
   commit;
   -- failpoint: committed

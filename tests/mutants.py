@@ -29,7 +29,9 @@ SLEEP = "pgqueuetopia/node/sleep.py"
 RACES = "tests/db/test_races.py"
 FRONT = "tests/db/test_front.py"
 KNOWN = "tests/db/test_known.py"
+TRIGGERED = "tests/db/test_triggers.py"
 SLOTS = "tests/db/test_slots.py"
+CRASH = "tests/db/test_crash.py"
 PREFETCH = "tests/db/test_prefetch.py"
 PREFETCHING = "tests/node/test_prefetch.py"
 LOSS = "tests/node/test_session_loss.py"
@@ -52,6 +54,55 @@ class Mutant:
 
 
 MUTANTS = [
+    Mutant(
+        "the number of a claim that a crash has forgotten is given out again",
+        CLAIM,
+        "claim = greatest(j.claim + 1, p_least_claim),",
+        "claim = j.claim + 1,",
+        f"{CRASH}::test_the_number_of_a_claim_that_a_crash_forgets_is_not_given_out_again",
+    ),
+    Mutant(
+        "that of a job of a topic is given out again",
+        TOPICS,
+        "claim = greatest(j.claim + 1, p_least_claim),",
+        "claim = j.claim + 1,",
+        f"{CRASH}::test_nor_is_that_of_a_job_of_a_topic",
+    ),
+    Mutant(
+        "nobody notices a crash",
+        CLAIM,
+        "    perform nextval('pgqueuetopia.crashes');\n",
+        "",
+        f"{CRASH}::test_the_number_of_a_claim_that_a_crash_forgets_is_not_given_out_again",
+    ),
+    Mutant(
+        "a node claims at once after a crash",
+        "pgqueuetopia/db/session.py",
+        '        await anyio.sleep(row["calm_in"])\n',
+        "",
+        f"{CRASH}::test_who_opens_a_session_after_a_crash_gives_others_half_a_second_to_stop",
+    ),
+    Mutant(
+        "an outcome does not wait for the disk",
+        STEP,
+        "if ask.ids is null and ask.lengths is null and",
+        "if ask.lengths is null and",
+        f"{CRASH}::test_an_outcome_and_what_was_claimed_before_it_survive_a_crash",
+    ),
+    Mutant(
+        "what is prefetched does not wait for the disk",
+        STEP,
+        "and ask.lengths is null and coalesce(ask.length, 1) = 1 then",
+        "then",
+        f"{CRASH}::test_what_is_prefetched_survives_a_crash",
+    ),
+    Mutant(
+        "of many jobs that look like one only one gets a row",
+        TRIGGERS,
+        "    where i.done_at is null and not i.topic;\n",
+        "    where i.done_at is null and not i.topic limit 1;\n",
+        f"{TRIGGERED}::test_two_jobs_that_the_server_counts_as_one",
+    ),
     Mutant(
         "a job finds what the one before it did to their task",
         "pgqueuetopia/node/execution.py",

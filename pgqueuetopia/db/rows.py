@@ -60,6 +60,8 @@ def rows_in(columns: asyncpg.Record | None) -> list[Row]:
     """The rows in a job_columns, in their order."""
     if columns is None:
         return []
+    if columns["ids"] is None:
+        return [row_of(record) for record in columns["unusual"]]
     rows: list[Row] = [
         {
             "id": number,

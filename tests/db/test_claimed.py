@@ -28,23 +28,36 @@ UNUSUAL = {
 }
 
 
+# So few go out whole, so many as columns (in_columns).
+FEW, MANY = 1, 12
+
+
+@pytest.mark.parametrize("jobs", [FEW, MANY], ids=["few", "many"])
 @pytest.mark.parametrize(
     "given",
     [{}, UNUSUAL, *[{name: value} for name, value in UNUSUAL.items()]],
     ids=["usual", "unusual", *UNUSUAL],
 )
 async def test_the_first_of_a_queue_and_what_is_prefetched_behind_it(
-    dsn: str, given: Mapping[str, Any]
+    dsn: str, given: Mapping[str, Any], jobs: int
 ) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
-        await app.create_jobs([{"queue": "q", "action": "a", **given}] * 3)
-        [first] = (await look(a)).claimed
-        assert first == await app.get_job(first)
-        stepped = await look(a, Ended("q", first, SUCCEEDED, size=16))
-        [second], [row] = stepped.claimed, stepped.prefetched["q"]
-        assert second == await app.get_job(second)
-        stored = await app.get_job(row["id"])
-        assert claimed_job_of(row, "Test", "a") == as_if_run(stored)
+        queues = ["q", *(f"q{n}" for n in range(1, jobs))]
+        for queue in queues:
+            await app.create_jobs([{"queue": queue, "action": "a", **given}] * 3)
+        await app.create_jobs([{"queue": "q", "action": "a", **given}] * (jobs - 1))
+        firsts = (await look(a, room=jobs)).claimed
+        assert sorted(job.queue for job in firsts) == sorted(queues)
+        for first in firsts:
+            assert first == await app.get_job(first)
+        stepped = await look(a, *[Ended(one.queue, one, SUCCEEDED, size=16) for one in firsts], room=jobs)
+        assert len(stepped.claimed) == jobs
+        for second in stepped.claimed:
+            assert second == await app.get_job(second)
+        assert len(stepped.prefetched["q"]) == jobs
+        for row in stepped.prefetched["q"]:
+            stored = await app.get_job(row["id"])
+            assert claimed_job_of(row, "Test", "a") == as_if_run(stored)
 
 
 NOT_ASKED_FOR = """

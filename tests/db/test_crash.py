@@ -11,14 +11,15 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from pgqueuetopia import Queuetopia, Repo, embedded
+from pgqueuetopia import Queuetopia, Repo, Topic, embedded
 from pgqueuetopia.db import migrations
 from pgqueuetopia.db.step import settlement_columns
 from tests.db.steps import done, look, open_session, sessions
+from tests.db.test_slots import Slots
 from tests.support import eventually
 
 # Nobody writes on his own what a commit has not waited for.
-PATIENT = {"wal_writer_delay": "10s", "bgwriter_lru_maxpages": "0", "autovacuum": "off", "restart_after_crash": "on"}
+PATIENT = {"wal_writer_delay": "10s", "bgwriter_lru_maxpages": "0", "autovacuum": "off"}
 
 
 @pytest.fixture
@@ -72,6 +73,21 @@ async def test_the_number_of_a_claim_that_a_crash_forgets_is_not_given_out_again
         late = await app.repo.persist("Test", "a", settlement_columns([done(forgotten)], "a"), keep=True)
         assert late == []
         assert (await look(session, done(job))).saved == {job.id}
+    await app.close()
+
+
+@pytest.mark.slow
+async def test_nor_is_that_of_a_job_of_a_topic(dsn: str) -> None:
+    await migrations.up(dsn)
+    app = Queuetopia(repo=Repo(dsn), scope="Test", topics=[Topic("t", parallelism=4)])
+    await app.create_job("t", "a")
+    async with sessions(dsn, "a") as [session]:
+        [forgotten] = (await Slots(session).look()).claimed
+        await crash(dsn)
+    assert (forgotten.claim, await stored(dsn, "claim")) == (1, 0)
+    async with sessions(dsn, "b") as [session]:
+        [job] = (await Slots(session).look()).claimed
+        assert job.claim > forgotten.claim
     await app.close()
 
 

@@ -47,6 +47,30 @@ async def test_a_bulk_insert_makes_one_row_for_each_queue(
     await expect_nothing_stranded(connection)
 
 
+async def test_one_job_behind_many_in_the_same_transaction(connection: "Connection[asyncpg.Record]") -> None:
+    async with connection.transaction():
+        await connection.execute(
+            "insert into pgqueuetopia.jobs (scope, queue, action)"
+            " select 'S', 'q' || i % 7, 'a' from generate_series(1, 100) i"
+        )
+        await connection.execute(
+            "insert into pgqueuetopia.jobs (scope, queue, action) values ('S', 'alone', 'a')"
+        )
+    assert await rows(connection) == 8
+    await expect_nothing_stranded(connection)
+
+
+async def test_two_jobs_that_the_server_counts_as_one(connection: "Connection[asyncpg.Record]") -> None:
+    async with connection.transaction():
+        # A row of the run queue without a job: so two jobs more look like one more.
+        await connection.execute("select pgqueuetopia.look_at('S', 'q', now(), now())")
+        await connection.execute(
+            "insert into pgqueuetopia.jobs (scope, queue, action) values ('S', 'a', 'a'), ('S', 'b', 'a')"
+        )
+    assert await rows(connection) == 3
+    await expect_nothing_stranded(connection)
+
+
 async def test_copy_is_enough(connection: "Connection[asyncpg.Record]") -> None:
     await connection.copy_records_to_table(
         "jobs",
