@@ -15,13 +15,16 @@ insert into pgqueuetopia.uncrashed (noticed_at) values ('epoch');
 create function pgqueuetopia.since_crash(out least_claim bigint, out calm_in double precision)
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
+declare
+  c_patience constant interval := interval '500 milliseconds';
 begin
   insert into pgqueuetopia.uncrashed default values on conflict do nothing;
   if found then
     perform nextval('pgqueuetopia.crashes');
   end if;
   least_claim := coalesce(pg_sequence_last_value('pgqueuetopia.crashes'), 0) << 32;
-  select greatest(extract(epoch from u.noticed_at + interval '500 milliseconds' - clock_timestamp()), 0)
+  -- (No longer, should the clock have gone back.)
+  select extract(epoch from greatest(least(u.noticed_at + c_patience - clock_timestamp(), c_patience), interval '0'))
   into calm_in
   from pgqueuetopia.uncrashed u;
 end
