@@ -1,8 +1,9 @@
 """Breaks everything for a while, and judges: python -m tests.chaos, or make chaos.
 
 CHAOS_SECONDS (600) is how long; CHAOS_SEED makes the same choices again; CHAOS_KINDS names the faults to do
-(their functions); CHAOS_SESSION_TIMEOUT (4) is how many seconds a session lives unheard; CHAOS_POOLER=1 sends
-all but the nodes' sessions through PgBouncer. The last line is the verdict; exit 1 on any fault.
+(their functions, with spaces between); CHAOS_SESSION_TIMEOUT (4) is how many seconds a session lives
+unheard; CHAOS_POOLER=1 sends all but the nodes' sessions through PgBouncer. The last line is the verdict;
+exit 1 on any fault.
 """
 
 import os
@@ -17,7 +18,7 @@ import anyio
 import asyncpg
 
 from tests.acceptance.cluster import Connection, until_nodes_are_up
-from tests.chaos.faults import ALL, Fault
+from tests.chaos.faults import ALL, Fault, Kind
 from tests.chaos.verdict import Verdict, judge
 from tests.chaos.world import SESSION_TIMEOUT, World, a_world
 from tests.support import eventually
@@ -33,22 +34,30 @@ async def main() -> int:
     seconds = float(os.environ.get("CHAOS_SECONDS", "600"))
     seed = os.environ.get("CHAOS_SEED", str(random.randrange(10**6)))
     random.seed(seed)
+    kinds = chosen_kinds()
     pooled = bool(os.environ.get("CHAOS_POOLER"))
     say(f"{seconds:g} s of chaos, seed {seed}{', through PgBouncer' if pooled else ''}")
     with tempfile.TemporaryDirectory(prefix="pgqueuetopia-chaos-", dir="/tmp") as folder:
         async with a_world(Path(folder), NODES, pooled=pooled) as world:
-            faults = await rage(world, seconds)
+            faults = await rage(world, seconds, kinds)
             verdict = await settle(world, faults)
     for line in verdict.lines(faults):
         say(line)
     return 0 if verdict.is_good else 1
 
 
-async def rage(world: World, seconds: float) -> list[Fault]:
+def chosen_kinds() -> list[Kind]:
+    """Those of CHAOS_KINDS, or all."""
+    kinds = {kind.__name__: kind for kind in ALL}
+    chosen = os.environ.get("CHAOS_KINDS", "").split()
+    if unknown := set(chosen) - set(kinds):
+        sys.exit(f"CHAOS_KINDS: no fault is called {', '.join(unknown)}; there are: {' '.join(kinds)}")
+    return [kinds[name] for name in chosen or kinds]
+
+
+async def rage(world: World, seconds: float, kinds: list[Kind]) -> list[Fault]:
     """One fault after the other, while jobs are created."""
     faults: list[Fault] = []
-    chosen = os.environ.get("CHAOS_KINDS", "").split()
-    kinds = [kind for kind in ALL if kind.__name__ in chosen or not chosen]
     await until_nodes_are_up(world.app, NODES)
     deadline = anyio.current_time() + seconds
     async with anyio.create_task_group() as tasks:

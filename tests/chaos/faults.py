@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import anyio
 
@@ -86,7 +87,9 @@ async def pause(world: World) -> Fault:
     return Fault("suspended", None, since, until, until)
 
 
-ALL: list[Callable[[World], Awaitable[Fault]]] = [
+Kind: TypeAlias = Callable[[World], Awaitable[Fault]]
+
+ALL: list[Kind] = [
     kill,
     freeze,
     black_hole,
