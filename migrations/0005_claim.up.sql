@@ -21,6 +21,8 @@ begin
   insert into pgqueuetopia.uncrashed default values on conflict do nothing;
   if found then
     perform nextval('pgqueuetopia.crashes');
+    -- Not to be forgotten itself, where the role commits so.
+    perform set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off';
   end if;
   least_claim := coalesce(pg_sequence_last_value('pgqueuetopia.crashes'), 0) << 32;
   -- (No longer, should the clock have gone back.)

@@ -76,6 +76,14 @@ MUTANTS = [
         f"{CRASH}::test_the_number_of_a_claim_that_a_crash_forgets_is_not_given_out_again",
     ),
     Mutant(
+        "that there was a crash is forgotten by the next",
+        CLAIM,
+        "    perform set_config('synchronous_commit', 'on', true)"
+        " where current_setting('synchronous_commit') = 'off';\n",
+        "",
+        f"{CRASH}::test_nor_after_another_crash_where_nothing_waits_for_the_disk",
+    ),
+    Mutant(
         "a node claims at once after a crash",
         "pgqueuetopia/db/session.py",
         '        await anyio.sleep(row["calm_in"])\n',

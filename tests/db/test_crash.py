@@ -77,6 +77,24 @@ async def test_the_number_of_a_claim_that_a_crash_forgets_is_not_given_out_again
 
 
 @pytest.mark.slow
+async def test_nor_after_another_crash_where_nothing_waits_for_the_disk(frail: str) -> None:
+    await migrations.up(frail)
+    connection = await asyncpg.connect(frail)
+    await connection.execute("alter database postgres set synchronous_commit = off")
+    await connection.execute("insert into pgqueuetopia.jobs (scope, queue, action) values ('Test', 'q', 'a')")
+    await connection.execute("checkpoint")
+    await connection.close()
+    claims = []
+    for node in ("a", "b", "c"):
+        async with sessions(frail, node) as [session]:
+            [job] = (await look(session)).claimed
+            claims.append(job.claim)
+            await crash(frail)
+    assert await stored(frail, "claim") == 0
+    assert claims == sorted(set(claims))
+
+
+@pytest.mark.slow
 async def test_nor_is_that_of_a_job_of_a_topic(frail: str) -> None:
     await migrations.up(frail)
     app = Queuetopia(repo=Repo(frail), scope="Test", topics=[Topic("t", parallelism=4)])
