@@ -76,6 +76,13 @@ MUTANTS = [
         f"{CRASH}::test_the_number_of_a_claim_that_a_crash_forgets_is_not_given_out_again",
     ),
     Mutant(
+        "each session counts as a crash",
+        CLAIM,
+        "  if found then\n    perform nextval",
+        "  if true then\n    perform nextval",
+        f"{CRASH}::test_two_that_notice_a_crash_at_once_notice_one",
+    ),
+    Mutant(
         "that there was a crash is forgotten by the next",
         CLAIM,
         "    perform set_config('synchronous_commit', 'on', true)"

@@ -8,28 +8,40 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import asyncpg
 import pytest
 
-from pgqueuetopia import Queuetopia, Repo, Topic, embedded
+from pgqueuetopia import NewJob, Topic, embedded
 from pgqueuetopia.db import migrations
 from pgqueuetopia.db.step import settlement_columns
 from tests.db.steps import done, look, open_session, sessions
 from tests.db.test_slots import Slots
-from tests.support import eventually
+from tests.support import an_app, eventually
 
 # Nobody else writes what a commit has not waited for.
 PATIENT = {"wal_writer_delay": "10s", "bgwriter_lru_maxpages": "0", "autovacuum": "off"}
+LEAST_CLAIM = "select least_claim from pgqueuetopia.since_crash()"
+WAITS = """
+select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')
+"""
 
 
 @pytest.fixture
-def frail() -> Iterator[str]:
-    """The DSN of a server of one's own, which may crash."""
+def server() -> Iterator[embedded.Server]:
+    """One's own, which may crash."""
     parent = Path(tempfile.mkdtemp(prefix="pgq-", dir="/tmp"))
     parent.chmod(0o755)
     with embedded.start(parent / "server", durable=True, options=PATIENT) as server:
-        yield server.dsn
+        yield server
     shutil.rmtree(parent)
+
+
+@pytest.fixture
+async def frail(server: embedded.Server) -> str:
+    """The DSN of a migrated database on it."""
+    await migrations.up(server.dsn)
+    return server.dsn
 
 
 async def crash(dsn: str) -> None:
@@ -48,19 +60,27 @@ async def crash(dsn: str) -> None:
     await eventually(is_back)
 
 
-async def stored(dsn: str, column: str) -> object:
+async def ask(dsn: str, query: str) -> object:
     connection = await asyncpg.connect(dsn)
     try:
-        return await connection.fetchval(f"select {column} from pgqueuetopia.jobs")
+        return await connection.fetchval(query)
     finally:
         await connection.close()
 
 
+async def create(dsn: str, jobs: int = 1, *, topic: bool = False) -> None:
+    queue = "t" if topic else "q"
+    async with an_app(dsn, topics=[Topic("t", parallelism=4)]) as app:
+        await app.create_jobs([NewJob(queue, "a")] * jobs)
+
+
+async def stored(dsn: str, column: str) -> object:
+    return await ask(dsn, f"select {column} from pgqueuetopia.jobs")
+
+
 @pytest.mark.slow
 async def test_the_number_of_a_claim_that_a_crash_forgets_is_not_given_out_again(frail: str) -> None:
-    await migrations.up(frail)
-    app = Queuetopia(repo=Repo(frail), scope="Test")
-    await app.create_job("q", "a")
+    await create(frail)
     async with sessions(frail, "a") as [session]:
         [forgotten] = (await look(session)).claimed
         await crash(frail)
@@ -70,20 +90,16 @@ async def test_the_number_of_a_claim_that_a_crash_forgets_is_not_given_out_again
         assert job.claim > forgotten.claim
         assert job.attempts == 1
         # What ran before the crash tells of itself late, and is not heard.
-        late = await app.repo.persist("Test", "a", settlement_columns([done(forgotten)], "a"), keep=True)
+        async with an_app(frail) as app:
+            late = await app.repo.persist("Test", "a", settlement_columns([done(forgotten)], "a"), keep=True)
         assert late == []
         assert (await look(session, done(job))).saved == {job.id}
-    await app.close()
 
 
 @pytest.mark.slow
 async def test_nor_after_another_crash_where_nothing_waits_for_the_disk(frail: str) -> None:
-    await migrations.up(frail)
-    connection = await asyncpg.connect(frail)
-    await connection.execute("alter database postgres set synchronous_commit = off")
-    await connection.execute("insert into pgqueuetopia.jobs (scope, queue, action) values ('Test', 'q', 'a')")
-    await connection.execute("checkpoint")
-    await connection.close()
+    await create(frail)
+    await ask(frail, "alter database postgres set synchronous_commit = off")
     claims = []
     for node in ("a", "b", "c"):
         async with sessions(frail, node) as [session]:
@@ -96,9 +112,7 @@ async def test_nor_after_another_crash_where_nothing_waits_for_the_disk(frail: s
 
 @pytest.mark.slow
 async def test_nor_is_that_of_a_job_of_a_topic(frail: str) -> None:
-    await migrations.up(frail)
-    app = Queuetopia(repo=Repo(frail), scope="Test", topics=[Topic("t", parallelism=4)])
-    await app.create_job("t", "a")
+    await create(frail, topic=True)
     async with sessions(frail, "a") as [session]:
         [forgotten] = (await Slots(session).look()).claimed
         await crash(frail)
@@ -106,39 +120,30 @@ async def test_nor_is_that_of_a_job_of_a_topic(frail: str) -> None:
     async with sessions(frail, "b") as [session]:
         [job] = (await Slots(session).look()).claimed
         assert job.claim > forgotten.claim
-    await app.close()
 
 
 @pytest.mark.slow
 async def test_an_outcome_and_what_was_claimed_before_it_survive_a_crash(frail: str) -> None:
-    await migrations.up(frail)
-    app = Queuetopia(repo=Repo(frail), scope="Test")
-    await app.create_job("q", "a")
+    await create(frail)
     async with sessions(frail, "a") as [session]:
         [job] = (await look(session)).claimed
         await look(session, done(job))
         await crash(frail)
     assert await stored(frail, "claim || ' ' || outcome") == "1 succeeded"
-    await app.close()
 
 
 @pytest.mark.slow
 async def test_what_is_prefetched_survives_a_crash(frail: str) -> None:
-    await migrations.up(frail)
-    app = Queuetopia(repo=Repo(frail), scope="Test")
-    for _ in range(2):
-        await app.create_job("q", "a")
+    await create(frail, jobs=2)
     async with sessions(frail, "a") as [session]:
         stepped = await look(session, size=2)
         assert stepped.prefetched
         await crash(frail)
     assert await stored(frail, "max(prefetched_to) = max(id)") is True
-    await app.close()
 
 
 @pytest.mark.slow
 async def test_who_opens_a_session_after_a_crash_gives_others_half_a_second_to_stop(frail: str) -> None:
-    await migrations.up(frail)
     assert await calm_in(frail) == 0
     await crash(frail)
     began = time.monotonic()
@@ -154,9 +159,24 @@ async def test_not_longer_where_the_clock_has_gone_back(
     assert await calm_in(dsn) == 0.5
 
 
+async def test_two_that_notice_a_crash_at_once_notice_one(
+    connection: "asyncpg.Connection[asyncpg.Record]", dsn: str
+) -> None:
+    await connection.execute("delete from pgqueuetopia.uncrashed")
+    others: list[object] = []
+
+    async def notice() -> None:
+        others.append(await ask(dsn, LEAST_CLAIM))
+
+    async with anyio.create_task_group() as tasks, connection.transaction():
+        first = await connection.fetchval(LEAST_CLAIM)
+        tasks.start_soon(notice)
+        # By another connection, for within a transaction this view does not change.
+        await eventually(lambda: ask(dsn, WAITS))
+        assert others == []
+    assert first > 0
+    assert others == [first]
+
+
 async def calm_in(dsn: str) -> object:
-    connection = await asyncpg.connect(dsn)
-    try:
-        return await connection.fetchval("select calm_in from pgqueuetopia.since_crash()")
-    finally:
-        await connection.close()
+    return await ask(dsn, "select calm_in from pgqueuetopia.since_crash()")
