@@ -580,9 +580,16 @@ MUTANTS = [
     Mutant(
         "what a session knows of a queue is what it saw as it left it",
         "pgqueuetopia/db/known.py",
-        "queue: self._taken.pop(queue) for",
-        "queue: self._taken.pop(queue) and snapshot for",
+        "quoted(queue): quoted(self._taken.pop(queue)) for",
+        "quoted(queue): quoted(self._taken.pop(queue) and snapshot) for",
         f"{KNOWN}::test_a_node_that_died_had_the_queue_by_a_row_that_committed_while_we_held_it",
+    ),
+    Mutant(
+        "of what a session knows those queues are told that it has left last",
+        "pgqueuetopia/db/known.py",
+        "islice(self.left, most), islice(self.left.values(), most)",
+        "list(self.left)[-most:], list(self.left.values())[-most:]",
+        f"{KNOWN}::test_it_is_told_of_as_many_queues_as_may_be_taken_those_left_the_longest_ago_first",
     ),
     Mutant(
         "who knows a queue overlooks what has run for long",

@@ -18,7 +18,7 @@ def texts(values: Iterable[str | None]) -> str | None:
     known = list(values)
     if not known:
         return None
-    told = {value: "NULL" if value is None else _quoted(value) for value in set(known)}
+    told = {value: "NULL" if value is None else quoted(value) for value in set(known)}
     return f"{{{','.join([told[value] for value in known])}}}"
 
 
@@ -29,7 +29,8 @@ def times(values: Iterable[datetime | None]) -> str | None:
     return texts([told[value] for value in known])
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """As an element of an array."""
     if '"' in text or "\\" in text:
         text = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'

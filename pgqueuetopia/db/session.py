@@ -249,8 +249,7 @@ class Session:
             careful,
             *((None, None) if everything else self._front),
             self._topic_fronts if lines else None,
-            texts(self.known.left),
-            texts(self.known.left.values()),
+            *self.known.columns(),
             *(lines.columns() if lines else NO_LINES),
         )
         [[answer]] = await self._fetch("step", self.scope, self.node, question)

@@ -70,7 +70,7 @@ async def held_once(session: Session, connection: Connection) -> None:
     """The queue was the session's, and has run dry."""
     await connection.execute(INSERT, "q", 0)
     assert (await following(session, await taken(session))).claimed == []
-    assert session.known.left.keys() == {"q"}
+    assert session.known.left.keys() == {'"q"'}
 
 
 async def test_a_queue_that_is_taken_again_does_not_pass_its_dead_rows(
@@ -166,7 +166,7 @@ async def test_a_node_that_died_had_the_queue_by_a_row_that_committed_while_we_h
         stepped = await following(a, ended)
         [second] = stepped.claimed
         assert (await following(a, replace(done(second), snapshot=stepped.snapshot))).claimed == []
-        assert a.known.left.keys() == {"q"}
+        assert a.known.left.keys() == {'"q"'}
         assert await connection.fetchval("select count(*) from pgqueuetopia.run_queue where queue = 'q'") == 1
         await nothing_overtakes_what_it_ran(dsn, connection, a, b)
     await creator.close()
@@ -208,15 +208,40 @@ def test_what_is_known_is_forgotten_when_it_does_not_matter_or_is_too_much() -> 
     told.hear(None)
     told.learn(["q"], ["q"], "as it goes on")
     told.learn(["q"], [], "as it is left")
-    assert told.left == {"q": "as it is taken"}
+    assert told.columns() == ('{"q"}', '{"as it is taken"}')
     told.hear(False)
     assert told.left == {}
     many = [f"q{n}" for n in range(known.MOST + 1)]
     told.learn([], many, "")
     told.learn(many, [], "")
-    assert told.left.keys() == set(many)
+    assert len(told.left) == len(many)
     told.learn([], [], "")
     assert told.left == {}
+    assert told.columns() == (None, None)
+
+
+def test_it_is_told_of_as_many_queues_as_may_be_taken_those_left_the_longest_ago_first() -> None:
+    told = Known()
+    queues = [f"q{n:04}" for n in range(1000)]
+    for queue in queues:
+        told.learn([], [queue], queue)
+        told.learn([queue], [], "")
+    few = told_queues(told)
+    assert len(few) < 2 * known.AHEAD
+    assert few == queues[: len(few)]
+    for _ in range(known.LATELY):
+        told.learn([], queues[:100], "again")
+        told.learn(queues[:100], [], "")
+    assert told_queues(told)[:900] == queues[100:]
+    assert len(told_queues(told)) == len(queues)
+
+
+def told_queues(told: Known) -> list[str]:
+    queues, seen = told.columns()
+    assert queues is not None
+    assert seen is not None
+    assert queues.count(",") == seen.count(",")
+    return [queue.strip('"') for queue in queues.strip("{}").split(",")]
 
 
 @pytest.mark.parametrize(
