@@ -585,11 +585,11 @@ MUTANTS = [
         f"{KNOWN}::test_a_node_that_died_had_the_queue_by_a_row_that_committed_while_we_held_it",
     ),
     Mutant(
-        "of what a session knows those queues are told that it has left last",
+        "a step that took a queue untold is told of no more the next time",
         "pgqueuetopia/db/known.py",
-        "islice(self.left, most), islice(self.left.values(), most)",
-        "list(self.left)[-most:], list(self.left.values())[-most:]",
-        f"{KNOWN}::test_it_is_told_of_as_many_queues_as_may_be_taken_those_left_the_longest_ago_first",
+        "is_known and quoted(queue) not in self._told",
+        "False",
+        f"{KNOWN}::test_a_step_is_told_of_as_many_queues_as_it_needs_those_left_the_longest_ago_first",
     ),
     Mutant(
         "who knows a queue overlooks what has run for long",

@@ -7,11 +7,11 @@ from pgqueuetopia.db.arrays import quoted
 
 # How many queues it knows at most: to tell of a thousand costs a step a tenth of a millisecond.
 MOST = 2_000
-# Of how many it tells for each queue that steps take lately (about so many count): of those that were left
-# the longest ago, for where there is always a backlog they are the next to be taken. Where queues run dry all
-# the time a step takes many, and is told of all.
-AHEAD = 50
-LATELY = 16
+# Of how many it tells: of those that were left the longest ago, for where there is always a backlog these are
+# the next to be taken. Of twice as many after a step that took one which it knew and was not told of, else of
+# a little fewer each time: of an eighth of a thousand in that case, and of all where any may be the next.
+GROWTH = 2.0
+SHRINKAGE = 0.99
 # So many scans in a row must have taken long, for one may have waited for the processor.
 IN_A_ROW = 3
 
@@ -28,7 +28,8 @@ class Known:
         self.left: dict[str, str] = {}
         self._dragged = 0
         self._taken: dict[str, str] = {}
-        self._taken_lately = 0.0
+        self._told: set[str] = set()
+        self._most = 1.0
 
     @property
     def matters(self) -> bool:
@@ -47,11 +48,12 @@ class Known:
     def learn(self, asked: Iterable[str], held: Iterable[str], snapshot: str) -> None:
         """A step was asked for some queues, and holds some now: which of them are new, and which are left."""
         asked, held = set(asked), set(held)
-        taken = held - asked
-        for queue in taken:
+        was_missing = False
+        for queue in held - asked:
             self._taken[queue] = snapshot
-            self.left.pop(quoted(queue), None)
-        self._taken_lately += (len(taken) - self._taken_lately) / LATELY
+            is_known = self.left.pop(quoted(queue), None) is not None
+            was_missing = was_missing or (is_known and quoted(queue) not in self._told)
+        self._most = min(self._most * GROWTH, MOST) if was_missing else max(self._most * SHRINKAGE, 1)
         if len(self.left) > MOST:
             self.left.clear()
         self.left |= {
@@ -62,6 +64,10 @@ class Known:
         """Queues, and what was seen of each, as arrays are written: as many as may be needed, or None."""
         if not self.left:
             return None, None
-        most = 1 + round(AHEAD * self._taken_lately)
-        queues, seen = islice(self.left, most), islice(self.left.values(), most)
-        return f"{{{','.join(queues)}}}", f"{{{','.join(seen)}}}"
+        queues = list(islice(self.left, round(self._most)))
+        self._told = set(queues)
+        return _array(queues), _array(islice(self.left.values(), len(queues)))
+
+
+def _array(elements: Iterable[str]) -> str:
+    return f"{{{','.join(elements)}}}"

@@ -220,20 +220,26 @@ def test_what_is_known_is_forgotten_when_it_does_not_matter_or_is_too_much() -> 
     assert told.columns() == (None, None)
 
 
-def test_it_is_told_of_as_many_queues_as_may_be_taken_those_left_the_longest_ago_first() -> None:
+def test_a_step_is_told_of_as_many_queues_as_it_needs_those_left_the_longest_ago_first() -> None:
     told = Known()
     queues = [f"q{n:04}" for n in range(1000)]
+    told.learn([], queues, "")
     for queue in queues:
-        told.learn([], [queue], queue)
         told.learn([queue], [], "")
-    few = told_queues(told)
-    assert len(few) < 2 * known.AHEAD
-    assert few == queues[: len(few)]
-    for _ in range(known.LATELY):
-        told.learn([], queues[:100], "again")
-        told.learn(queues[:100], [], "")
-    assert told_queues(told)[:900] == queues[100:]
+    # Not one of those that were left before.
+    for _ in range(20):
+        take_and_leave(told, queues[-1])
     assert len(told_queues(told)) == len(queues)
+    # Always the one that was left the longest ago.
+    for _ in range(1000):
+        take_and_leave(told, told_queues(told)[0])
+    assert told_queues(told) == [next(quoted.strip('"') for quoted in told.left)]
+
+
+def take_and_leave(told: Known, queue: str) -> None:
+    told_queues(told)
+    told.learn([], [queue], "")
+    told.learn([queue], [], "")
 
 
 def told_queues(told: Known) -> list[str]:
