@@ -580,14 +580,14 @@ MUTANTS = [
     Mutant(
         "what a session knows of a queue is what it saw as it left it",
         "pgqueuetopia/db/known.py",
-        "quoted(queue): quoted(self._taken.pop(queue)) for",
-        "quoted(queue): quoted(self._taken.pop(queue) and snapshot) for",
+        "self.left[queue] = self._taken.pop(queue)",
+        "self.left[queue] = self._taken.pop(queue) and quoted(snapshot)",
         f"{KNOWN}::test_a_node_that_died_had_the_queue_by_a_row_that_committed_while_we_held_it",
     ),
     Mutant(
         "a step that took a queue untold is told of no more the next time",
         "pgqueuetopia/db/known.py",
-        "is_known and quoted(queue) not in self._told",
+        "(taken & self.left.keys()) - set(self._told())",
         "False",
         f"{KNOWN}::test_a_step_is_told_of_as_many_queues_as_it_needs_those_left_the_longest_ago_first",
     ),

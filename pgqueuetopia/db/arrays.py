@@ -9,17 +9,15 @@ from datetime import datetime
 
 def numbers(values: Iterable[float | None]) -> str | None:
     """For ::bigint[], ::integer[] or ::boolean[]."""
-    joined = ",".join(map(str, values)).replace("None", "NULL")
-    return f"{{{joined}}}" if joined else None
+    written = array(map(str, values))
+    return written and written.replace("None", "NULL")
 
 
 def texts(values: Iterable[str | None]) -> str | None:
     """For ::text[]; many are the same."""
     known = list(values)
-    if not known:
-        return None
     told = {value: "NULL" if value is None else quoted(value) for value in set(known)}
-    return f"{{{','.join([told[value] for value in known])}}}"
+    return array([told[value] for value in known])
 
 
 def times(values: Iterable[datetime | None]) -> str | None:
@@ -27,6 +25,12 @@ def times(values: Iterable[datetime | None]) -> str | None:
     known = list(values)
     told = {value: None if value is None else value.isoformat() for value in set(known)}
     return texts([told[value] for value in known])
+
+
+def array(elements: Iterable[str]) -> str | None:
+    """Of elements that are written as there: numbers, or quoted."""
+    joined = ",".join(elements)
+    return f"{{{joined}}}" if joined else None
 
 
 def quoted(text: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from itertools import islice
 
-from pgqueuetopia.db.arrays import quoted
+from pgqueuetopia.db.arrays import array, quoted
 
 # How many queues it knows at most: to tell of a thousand costs a step a tenth of a millisecond.
 MOST = 2_000
@@ -28,7 +28,6 @@ class Known:
         self.left: dict[str, str] = {}
         self._dragged = 0
         self._taken: dict[str, str] = {}
-        self._told: set[str] = set()
         self._most = 1.0
 
     @property
@@ -48,26 +47,23 @@ class Known:
     def learn(self, asked: Iterable[str], held: Iterable[str], snapshot: str) -> None:
         """A step was asked for some queues, and holds some now: which of them are new, and which are left."""
         asked, held = set(asked), set(held)
-        was_missing = False
-        for queue in held - asked:
-            self._taken[queue] = snapshot
-            is_known = self.left.pop(quoted(queue), None) is not None
-            was_missing = was_missing or (is_known and quoted(queue) not in self._told)
+        taken = {quoted(queue) for queue in held - asked}
+        was_missing = (taken & self.left.keys()) - set(self._told())
         self._most = min(self._most * GROWTH, MOST) if was_missing else max(self._most * SHRINKAGE, 1)
+        for queue in taken:
+            self._taken[queue] = quoted(snapshot)
+            self.left.pop(queue, None)
         if len(self.left) > MOST:
             self.left.clear()
-        self.left |= {
-            quoted(queue): quoted(self._taken.pop(queue)) for queue in asked - held if queue in self._taken
-        }
+        for queue in map(quoted, asked - held):
+            if queue in self._taken:
+                self.left[queue] = self._taken.pop(queue)
 
     def columns(self) -> tuple[str | None, str | None]:
-        """Queues, and what was seen of each, as arrays are written: as many as may be needed, or None."""
-        if not self.left:
-            return None, None
-        queues = list(islice(self.left, round(self._most)))
-        self._told = set(queues)
-        return _array(queues), _array(islice(self.left.values(), len(queues)))
+        """Queues, and what was seen of each, as arrays are written; None where nothing is known."""
+        told = list(self._told())
+        return array(told), array(map(self.left.__getitem__, told))
 
-
-def _array(elements: Iterable[str]) -> str:
-    return f"{{{','.join(elements)}}}"
+    def _told(self) -> Iterable[str]:
+        """Of which queues the next step is told, or the last one was: `learn` follows it."""
+        return islice(self.left, round(self._most))

@@ -237,7 +237,6 @@ def test_a_step_is_told_of_as_many_queues_as_it_needs_those_left_the_longest_ago
 
 
 def take_and_leave(told: Known, queue: str) -> None:
-    told_queues(told)
     told.learn([], [queue], "")
     told.learn([queue], [], "")
 
