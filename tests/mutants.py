@@ -24,6 +24,7 @@ STEP = "migrations/0007_step.up.sql"
 OPERATE = "migrations/0008_operate.up.sql"
 NODE = "pgqueuetopia/node/node.py"
 SCHEDULER = "pgqueuetopia/node/scheduler.py"
+HELD = "pgqueuetopia/node/held.py"
 SLEEP = "pgqueuetopia/node/sleep.py"
 
 RACES = "tests/db/test_races.py"
@@ -183,8 +184,8 @@ MUTANTS = [
     Mutant(
         "who is called does not look for the queues of the dead any longer",
         SCHEDULER,
-        "self._rescues = is_due and not (rescue and stepped.scanned)",
-        "self._rescues = rescue and not stepped.scanned",
+        "            self.rescue.wanted = is_due\n",
+        "            self.rescue.wanted = False\n",
         f"{SCHEDULING}::test_a_node_that_is_called_as_it_falls_asleep_looks_for_the_queues_of_the_dead_all_the_same",
     ),
     Mutant(
@@ -423,7 +424,7 @@ MUTANTS = [
     ),
     Mutant(
         "a job that is prefetched overtakes one that has failed",
-        SCHEDULER,
+        HELD,
         "goes_on = hold.prefetched and succeeded and",
         "goes_on = hold.prefetched and",
         f"{PREFETCHING}::test_a_job_that_fails_is_run_again_before_what_was_prefetched_behind_it",
@@ -445,8 +446,8 @@ MUTANTS = [
     Mutant(
         "what was prefetched starts while the node is paused",
         SCHEDULER,
-        "stopped = self.leaving or self.plan.pause.holds(hold.job.queue)",
-        "stopped = self.leaving",
+        "return not (self.leaving or self.plan.pause.holds(queue))",
+        "return not self.leaving",
         f"{PREFETCHING}::test_a_local_pause_stops_a_queue_after_the_job_that_runs",
     ),
     Mutant(
@@ -636,7 +637,7 @@ MUTANTS = [
     Mutant(
         "who finds itself alone does not look for the dead",
         SCHEDULER,
-        "            self._rescues = self.sleep.is_alone\n",
+        "            self.rescue.wanted = self.sleep.is_alone\n",
         "",
         f"{LOSS}::test_a_node_that_finds_itself_alone_looks_for_the_queues_of_the_dead_once_more",
     ),
@@ -650,8 +651,8 @@ MUTANTS = [
     Mutant(
         "nobody ends a session that the server waits for in vain",
         SCHEDULER,
-        "        await self._end_stalled()\n",
-        "",
+        "            await self.rescue.end_stalled()\n",
+        "            pass\n",
         f"{LOSS}::test_a_node_that_reads_nothing_any_longer_is_ended_by_another",
     ),
     Mutant(
@@ -671,15 +672,15 @@ MUTANTS = [
     Mutant(
         "what the next step settles is taken for free",
         SCHEDULER,
-        "            unsettled | {hold.job.queue",
-        "            {hold.job.queue",
+        "            unsettled | self.held.claimed(),\n",
+        "            self.held.claimed(),\n",
         f"{SCHEDULING}::test_what_the_next_step_settles_does_not_run_again_and_is_held_once",
     ),
     Mutant(
         "what the next step settles takes up no room",
         SCHEDULER,
-        "len(self.running) + len(unsettled), now",
-        "len(self.running), now",
+        "len(self.held.running) + len(unsettled), now",
+        "len(self.held.running), now",
         f"{SCHEDULING}::test_what_the_next_step_settles_takes_up_its_room",
     ),
     Mutant(
@@ -733,8 +734,8 @@ MUTANTS = [
     ),
     Mutant(
         "a new queue gets one job at once though others had several",
-        SCHEDULER,
-        "self._usual_size += (size - self._usual_size) / LATELY",
+        HELD,
+        "self.usual_size += (size - self.usual_size) / LATELY",
         "pass",
         f"{PREFETCHING}::test_a_new_queue_gets_as_many_at_once_as_those_that_went_on",
     ),
@@ -748,7 +749,6 @@ MUTANTS = [
     Mutant(
         "jobs run on after their session was lost",
         NODE,
-        '            self._log.warning("session_lost", error=str(error), running=len(scheduler.running))\n'
         "            session.abort()\n            await self._end_without_session(scheduler)\n",
         "            session.abort()\n",
         f"{LOSS}::test_a_job_of_a_lost_session_is_stopped_and_runs_again_without_a_spent_attempt",
@@ -756,7 +756,7 @@ MUTANTS = [
     Mutant(
         "what ended without a session is not saved",
         NODE,
-        "        self._unsaved += [one for one in scheduler.ended if one.job is not None]\n",
+        "        self._unsaved += [one for one in scheduler.held.ended if one.job is not None]\n",
         "",
         f"{LOSS}::test_an_outcome_that_came_in_while_the_session_was_lost_is_saved_late",
     ),

@@ -64,9 +64,17 @@ class Stepped:
     horizon: int
     snapshot: str
 
+    def of_queues(self) -> list[Job]:
+        """What was claimed, but for the jobs of topics."""
+        return self.claimed[: len(self.claimed) - len(self.slots)]
+
+    def of_topics(self) -> list[Job]:
+        """What was claimed of topics, in the order of the slots."""
+        return self.claimed[len(self.claimed) - len(self.slots) :]
+
     def queues(self) -> list[str]:
         """Those that are held from now on."""
-        return [job.queue for job in self.claimed[: len(self.claimed) - len(self.slots)]] + self.again
+        return [job.queue for job in self.of_queues()] + self.again
 
 
 @dataclass(slots=True)

@@ -117,8 +117,8 @@ class Node:
 
     def hurry(self) -> None:
         """Cancel what runs; it counts as interrupted, not as failed, and runs again first."""
-        if self._scheduler is not None and self._scheduler.running:
-            self._log.warning("jobs_interrupted", queues=len(self._scheduler.running))
+        if self._scheduler is not None and self._scheduler.held.running:
+            self._log.warning("jobs_interrupted", queues=len(self._scheduler.held.running))
         self._execution.interrupt()
         self._tables.interrupt()
 
@@ -181,7 +181,7 @@ class Node:
             self._plan,
             Room(self._plan.concurrency, self._count_free),
             self._bell,
-            start=lambda job: self._start(jobs, job, scheduler),
+            start=lambda job: self._start(jobs, job, scheduler.held),
             on_saved=partial(self._after_save, jobs),
             before_step=self._check,
         )
@@ -189,7 +189,7 @@ class Node:
         try:
             await scheduler.run()
         except QueuetopiaError as error:
-            self._log.warning("session_lost", error=str(error), running=len(scheduler.running))
+            self._log.warning("session_lost", error=str(error), running=len(scheduler.held.running))
             session.abort()
             await self._end_without_session(scheduler)
         else:
@@ -208,7 +208,7 @@ class Node:
     @property
     def _has_news(self) -> bool:
         """Whether there are outcomes to be written."""
-        return self._scheduler is not None and bool(self._scheduler.ended)
+        return self._scheduler is not None and bool(self._scheduler.held.ended)
 
     def _count_free(self) -> int | None:
         """How many jobs there is a free worker for, if that counts; who takes turns takes one at a time."""
@@ -220,14 +220,14 @@ class Node:
         scheduler.leaving = True
         self._execution.interrupt()
         with anyio.move_on_after(GRACE):
-            while scheduler.running:
+            while scheduler.held.running:
                 await self._bell.wait(GRACE)
-        if scheduler.running:
+        if scheduler.held.running:
             self._log.error(
                 "jobs_ignore_cancellation",
-                queues=sorted(hold.job.queue for hold in scheduler.running.values())[:10],
+                queues=sorted(hold.job.queue for hold in scheduler.held.running.values())[:10],
             )
-        self._unsaved += [one for one in scheduler.ended if one.job is not None]
+        self._unsaved += [one for one in scheduler.held.ended if one.job is not None]
         await self._save_late()
 
     async def _save_late(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pgqueuetopia import Job, NewJob
 from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Stepped
-from pgqueuetopia.node.scheduler import SHARE
+from pgqueuetopia.node.held import SHARE
 from pgqueuetopia.slices import LONGEST_SLICE, SLICE, Slice
 from tests.support import Recorder, an_app, eventually
 

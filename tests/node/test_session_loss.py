@@ -13,7 +13,7 @@ import structlog
 
 from pgqueuetopia import Job, Misconfigured, Repo
 from pgqueuetopia.db import session
-from pgqueuetopia.node import scheduler, sleep
+from pgqueuetopia.node import rescue, sleep
 from pgqueuetopia.node.node import Node
 from tests.conftest import execute
 from tests.proxy import a_proxy
@@ -269,8 +269,8 @@ async def test_a_node_that_finds_itself_alone_looks_for_the_queues_of_the_dead_o
             assert isinstance(node, Node)
             loop = node._scheduler
             assert loop is not None
-            monkeypatch.setattr(scheduler, "RESCUE", 3600)
-            await eventually(lambda: loop.sleep.is_on and loop._rescue_pause == 3600)
+            monkeypatch.setattr(rescue, "RESCUE", 3600)
+            await eventually(lambda: loop.sleep.is_on and loop.rescue._pause == 3600)
             monkeypatch.setattr(sleep, "COMPANY", 0.3)
             pid = await pid_of(dsn, (await app.status()).nodes, there.performed[0].attempted_by)
             other._pause.all = True
