@@ -670,6 +670,13 @@ MUTANTS = [
         f"{LOSS}::test_an_idle_session_gives_signs_of_life",
     ),
     Mutant(
+        "what could not be written comes after what has ended since",
+        HELD,
+        "self.ended[:0] = [",
+        "self.ended[len(self.ended) :] = [",
+        "tests/node/test_held.py::test_what_could_not_be_written_comes_before_what_has_ended_since",
+    ),
+    Mutant(
         "what the next step settles is taken for free",
         SCHEDULER,
         "            unsettled | self.held.claimed(),\n",

@@ -9,7 +9,6 @@ from itertools import islice
 
 import structlog
 
-from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, Stepped, last_of_queues
 from pgqueuetopia.job import Job
 from pgqueuetopia.node.hold import Hold
@@ -28,11 +27,11 @@ LATELY = 16
 class Held:
     """Told by steps what was claimed, and by runs (it is their Listener) what has become of it.
 
-    `may_start`: whether the next job of a queue may be started here. `ring` is called when something has
-    ended.
+    `is_fresh`: whether the queues are still ours, for all we know. `may_start`: whether the next job of a
+    queue may be started here. `ring` is called when something has ended.
     """
 
-    session: Session
+    is_fresh: Callable[[], bool]
     may_start: Callable[[str], bool]
     ring: Callable[[], None]
     running: dict[str | int, Hold] = field(default_factory=dict)
@@ -51,7 +50,7 @@ class Held:
         thing before the performer, for a process may be frozen between any two.
         """
         self._has_begun(job.id)
-        return self.session.is_fresh
+        return self.is_fresh()
 
     def end(self, job: Job, settlement: Settlement, result: str | None) -> Job | None:
         """A job has ended: have it written, and the next of its queue run, or the queue looked at."""
@@ -88,7 +87,7 @@ class Held:
 
     def _may_go_on(self, hold: Hold, now: float) -> bool:
         """Whether what was prefetched is to be started; not where the queue may run elsewhere by now."""
-        return self.may_start(hold.job.queue) and not hold.is_late(now) and self.session.is_fresh
+        return self.may_start(hold.job.queue) and not hold.is_late(now) and self.is_fresh()
 
     def _give_back(self, hold: Hold) -> None:
         """What was prefetched is not started; if a job of the hold runs on, the next step tells that."""

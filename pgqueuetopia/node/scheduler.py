@@ -62,7 +62,7 @@ class Scheduler:
     _called: bool = False
 
     def __post_init__(self) -> None:
-        self.held = Held(self.session, self._may_start, self.bell.ring)
+        self.held = Held(lambda: self.session.is_fresh, self._may_start, self.bell.ring)
         self.sleep = Sleep(self.session)
         self.rescue = Rescue(self.session)
 
