@@ -12,10 +12,14 @@ constraint scope_length check (char_length(value) between 1 and 255)
 constraint scope_is_one check (value <> '*');
 
 create domain pgqueuetopia.duration as interval
-constraint duration_not_negative check (value >= interval '0');
+constraint duration_not_negative check (value >= interval '0')
+-- What create_job takes; a node cannot read those beyond some millions of years, nor infinity.
+constraint duration_not_too_long check (value <= interval '365000 days');
 
 create domain pgqueuetopia.moment as timestamptz
-constraint moment_finite check (isfinite(value));
+constraint moment_finite check (isfinite(value))
+-- Python's years.
+constraint moment_in_range check (value >= '0001-01-02 00:00:00Z' and value < '9999-12-31 00:00:00Z');
 
 create domain pgqueuetopia.number_of_runs as integer
 constraint number_of_runs_positive check (value >= 1);

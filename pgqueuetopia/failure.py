@@ -1,6 +1,6 @@
 """What becomes of a job after its attempt: pure decisions, one branch for each outcome."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Literal
@@ -8,7 +8,7 @@ from typing import Literal
 import structlog
 
 from pgqueuetopia.errors import Misconfigured
-from pgqueuetopia.job import Job
+from pgqueuetopia.job import Job, as_delay, name_faults
 from pgqueuetopia.modes import FailureMode, loaded, runs
 from pgqueuetopia.outcome import (
     Discarded,
@@ -23,6 +23,8 @@ from pgqueuetopia.outcome import (
 )
 
 log = structlog.get_logger("pgqueuetopia")
+
+OUTCOMES = (None, "succeeded", "abandoned", "cancelled", "moved")
 
 OnExhausted = Literal["abandon", "block"]
 
@@ -56,7 +58,7 @@ class FailurePolicy:
         if job.attempts <= job.max_attempts:
             return None
         mode = self._mode_of(job)
-        if job.attempts <= runs(mode):
+        if job.attempts <= runs(mode) or (mode is not None and _has_told_of_its_last_run(job)):
             return None
         settlement = self._exhausted(NODE_DIED) if mode is None else _decided(mode, job, NODE_DIED)
         if settlement.outcome is None and settlement.delay is not None:
@@ -82,17 +84,37 @@ class FailurePolicy:
         return replace(settlement, delay=self.least_delay)
 
 
+def _has_told_of_its_last_run(job: Job) -> bool:
+    """Whether the run before this one has failed, and a mode has decided that there is this one."""
+    return bool(job.errors) and job.errors[-1].get("attempt") == job.attempts - 1
+
+
 def _decided(mode: FailureMode, job: Job, failure: Failure) -> Settlement:
     """What a mode says; a mode that raises, or says nothing that can be written, has its job abandoned."""
     try:
         settlement = mode(job, failure)
         if not isinstance(settlement, Settlement):
             raise TypeError(f"a failure mode must return a Settlement, not {type(settlement).__name__}")
-        return settlement
+        if faults := list(_settlement_faults(settlement)):
+            raise TypeError("; ".join(faults))
+        delay = settlement.delay
+        return settlement if delay is None else replace(settlement, delay=as_delay(delay))
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         log.error("failure_mode_raised", job=job.id, queue=job.queue, error=what)
         return Settlement.abandoned(failure)
+
+
+def _settlement_faults(settlement: Settlement) -> Iterator[str]:
+    """Why it cannot be written: the database would refuse it, and with it all that has ended meanwhile."""
+    if settlement.outcome not in OUTCOMES:
+        yield f"there is no outcome {settlement.outcome!r}"
+    if (settlement.outcome == "moved") != (settlement.moved_to is not None):
+        yield "a job that is moved, and no other, has a queue that it is moved to"
+    elif settlement.moved_to is not None:
+        yield from name_faults("moved_to", settlement.moved_to)
+    if not isinstance(settlement.failure, Failure | None):
+        yield f"failure must be a Failure, not {type(settlement.failure).__name__}"
 
 
 def settle(job: Job, outcome: Outcome, policy: FailurePolicy, delay: timedelta) -> Settlement:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import anyio
+import anyio.abc
 import structlog
 
 from pgqueuetopia import options
@@ -119,7 +120,7 @@ class Queuetopia(Creating, Operations, Reporting):
         node = self._new_node()
         async with anyio.create_task_group() as tasks:
             try:
-                await tasks.start(node.run, name=f"node {node.name}")
+                await tasks.start(_run, node, name=f"node {node.name}")
                 self._nodes.append(node)
                 yield self
             except Exception as error:
@@ -131,8 +132,9 @@ class Queuetopia(Creating, Operations, Reporting):
 
     async def run(self) -> None:
         """Run a node until SIGTERM, SIGINT or cancelled; a second signal cancels the jobs at once."""
-        async with until_told_to_stop(self._hurry) as told, self.running():
-            await told.wait()
+        with until_told_to_stop(self._hurry):
+            async with self.running():
+                await anyio.sleep_forever()
 
     async def _leave(self, node: Node | TableNode) -> None:
         if node in self._nodes:
@@ -260,6 +262,29 @@ class Queuetopia(Creating, Operations, Reporting):
         self.settings, faults = self.settings.updated(merged(configs))
         for key, fault in faults.items():
             self._log.warning("config_refused", key=key, error=fault)
+
+
+async def _run(node: Node | TableNode, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    """A node, which leaves as well if its host is cancelled in the very moment in which it has started."""
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_leave_when_cancelled, node, name="host")
+        try:
+            await node.run(task_status=task_status)
+        except Exception as error:
+            # Raised below: the task group would wrap it.
+            failure = error
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _leave_when_cancelled(node: Node | TableNode) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await node.leave()
 
 
 def _suspension(queue: str | None) -> str:

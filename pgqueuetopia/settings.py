@@ -31,10 +31,11 @@ class Settings(BaseModel):
         """One field's value; ValueError says in one line what is wrong with the text."""
         try:
             return getattr(cls.model_validate_strings({name: text}), name)
-        except ValidationError as error:
+        except Exception as error:
+            # A validator of the user's may raise anything: it may have been written for what the JSON says.
             try:
                 return getattr(cls.model_validate({name: json.loads(text)}), name)
-            except ValueError:
+            except Exception:
                 raise ValueError(_in_one_line(error)) from None
 
     def updated(self, configs: Mapping[str, str]) -> tuple[Self, dict[str, str]]:
@@ -52,9 +53,11 @@ class Settings(BaseModel):
                     values[name], faults[name] = getattr(self, name), str(error)
         try:
             return type(self).model_validate(values), faults
-        except ValidationError as error:
+        except Exception as error:
             return self, {**faults, "settings": _in_one_line(error)}
 
 
-def _in_one_line(error: ValidationError) -> str:
+def _in_one_line(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return f"{type(error).__name__}: {error}"
     return "; ".join(fault["msg"] for fault in error.errors())

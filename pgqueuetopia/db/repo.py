@@ -1,5 +1,6 @@
 """Repo: the pool, one method for each statement."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -22,6 +23,14 @@ from pgqueuetopia.status import Quantiles, Stats
 
 # What nodes tell each other: followed by the scope and the name of the node that has taken a job.
 TOOK = "took "
+
+
+class Home:
+    """A pool, once it is open, and the lock under which it opens."""
+
+    def __init__(self) -> None:
+        self.pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self.opening = anyio.Lock()
 
 
 class Repo:
@@ -47,11 +56,21 @@ class Repo:
         self._max_size = max_size
         self._timeout = timeout
         self._statement_cache_size = statement_cache_size
-        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self._opening = anyio.Lock()
+        # One for each event loop that goes on: a pool is of use in its own alone.
+        self._homes: dict[asyncio.AbstractEventLoop, Home] = {}
 
     def __repr__(self) -> str:
-        return f"Repo({'open' if self._pool else 'closed'})"
+        return f"Repo({'open' if any(home.pool for home in self._homes.values()) else 'closed'})"
+
+    @property
+    def _home(self) -> Home:
+        """That of the loop that runs. What was left open in loops that have been closed is let go."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._homes:
+            for other in [other for other in list(self._homes) if other.is_closed()]:
+                self._homes.pop(other, None)
+            self._homes[loop] = Home()
+        return self._homes[loop]
 
     @property
     def dsn(self) -> str | None:
@@ -64,8 +83,9 @@ class Repo:
         return resolved_session_dsn(self._session_dsn) or self.dsn
 
     async def close(self) -> None:
-        """Close the pool; it opens again on its next use."""
-        pool, self._pool = self._pool, None
+        """Close the pool of this event loop; it opens again on its next use."""
+        home = self._home
+        pool, home.pool = home.pool, None
         if pool is not None:
             with anyio.move_on_after(self._timeout):
                 await pool.close()
@@ -88,18 +108,19 @@ class Repo:
         self,
     ) -> "tuple[asyncpg.Pool[asyncpg.Record], asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]":
         """A connection, of a new pool where somebody closes this one meanwhile."""
+        home = self._home
         while True:
-            pool = self._pool or await self._open()
+            pool = home.pool or await self._open(home)
             try:
                 return pool, await pool.acquire(timeout=self._timeout)
             except asyncpg.InterfaceError:
-                if pool is self._pool:
+                if pool is home.pool:
                     raise
 
-    async def _open(self) -> "asyncpg.Pool[asyncpg.Record]":
-        async with self._opening:
-            if self._pool is None:
-                self._pool = await asyncpg.create_pool(
+    async def _open(self, home: Home) -> "asyncpg.Pool[asyncpg.Record]":
+        async with home.opening:
+            if home.pool is None:
+                home.pool = await asyncpg.create_pool(
                     self.dsn,
                     min_size=0,
                     max_size=self._max_size,
@@ -107,7 +128,7 @@ class Repo:
                     statement_cache_size=self._statement_cache_size,
                     connection_class=PooledConnection,
                 )
-            return self._pool
+            return home.pool
 
     async def create_job(self, scope: str, job: JobRow, conn: AnyConnection | None = None) -> Job:
         columns = [column[0] for column in rows.columns_of([job])]

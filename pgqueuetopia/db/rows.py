@@ -14,6 +14,8 @@ from pgqueuetopia.outcome import Failure
 
 # PostgreSQL's infinity, as asyncpg gives it: a job that waits for an operator.
 NEVER = datetime.max.replace(tzinfo=UTC)
+# In digits: Python refuses to read longer ones.
+LONGEST_INTEGER = 4_000
 LONGEST_MESSAGE = 2_000
 LONGEST_TRACEBACK = 8_000
 
@@ -105,7 +107,11 @@ def claimed_job_of(row: Row, scope: str, node: str) -> Job:
     values["scope"] = scope
     values["attempted_by"] = node
     if values["params"] is not None:
-        values["params"] = loaded(values["params"])
+        try:
+            values["params"] = loaded(values["params"])
+        except (ValueError, RecursionError):
+            # Asked for again as it is performed: its run fails then, and not the node.
+            values["params"] = None
     if values["inserted_at"] is None:
         values["inserted_at"] = values["scheduled_at"]
     if values["updated_at"] is None:
@@ -131,7 +137,10 @@ def job_of(row: asyncpg.Record) -> Job:
     values.pop("prefetched_to", None)
     for name in ("params", "last_progress", "result", "failure_mode"):
         if values.get(name) is not None:
-            values[name] = loaded(values[name])
+            try:
+                values[name] = loaded(values[name])
+            except RecursionError:
+                values[name] = {"unreadable": values[name][:LONGEST_MESSAGE]}
     values["errors"] = () if values["errors"] == "[]" else tuple(loaded(values["errors"]))
     if values["next_attempt_at"] == NEVER:
         values["next_attempt_at"] = None
@@ -169,8 +178,13 @@ def loaded(text: Any) -> Any:
     try:
         return from_json(text)
     except ValueError:
-        # It is six times as fast, but goes 200 levels deep and no further.
-        return json.loads(text)
+        # It is six times as fast, but does not take more than 200 levels, nor the longest numbers.
+        return json.loads(text, parse_int=_integer)
+
+
+def _integer(text: str) -> int | str:
+    """As text where Python would refuse it, as create_job asks for."""
+    return int(text) if len(text) <= LONGEST_INTEGER else text
 
 
 def error_entry(failure: Failure | None, attempt: int, node: str) -> str | None:

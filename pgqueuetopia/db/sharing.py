@@ -32,7 +32,11 @@ class SharedCommits:
 
     async def create(self, row: JobRow) -> Job:
         """Store one job. Who is cancelled while the job is under way does not take it back."""
-        creation = Creation(row, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        if self._sending is not None and self._sending.get_loop() is not loop:
+            # Another thread's, or one that was closed over it: nobody there could call us.
+            return (await self._store([row]))[0]
+        creation = Creation(row, loop.create_future())
         self._waiting.append(creation)
         if self._sending is None:
             # A task of its own: a caller that is cancelled must not take the others' statement along.

@@ -1,5 +1,6 @@
 """The workers of one node: each with a state of its own, replaced when its job fails."""
 
+import asyncio
 import copy
 import inspect
 import traceback
@@ -97,7 +98,11 @@ class Crew:
             worker.state = await made if inspect.iscoroutine(made) else made
             if isinstance(worker.state, AbstractAsyncContextManager):
                 worker.state = await states.enter_async_context(worker.state)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            # Or init has awaited what somebody else has cancelled: its post would be empty for good.
             _tell("worker_init_failed", type(worker), error)
             await self._after_failed_init(worker, again)
             return False
@@ -131,6 +136,6 @@ async def _kept(worker: Worker) -> AsyncIterator[AsyncExitStack]:
             _tell("worker_state_not_left", type(worker), error)
 
 
-def _tell(event: str, worker: type[Worker], error: Exception) -> None:
+def _tell(event: str, worker: type[Worker], error: BaseException) -> None:
     """Not by exc_info: with it structlog's console shows local values, and so the password of a DSN."""
     log.warning(event, worker=worker.__name__, exception="".join(traceback.format_exception(error)))

@@ -91,7 +91,8 @@ class Execution:
         self._success_mode = plan.success_mode
         self._progress = Progress(repo)
         self._threads = anyio.CapacityLimiter(plan.concurrency)
-        self._running: dict[int, Run] = {}
+        # By id and claim: a run that ignores its cancellation may still be here when its job runs again.
+        self._running: dict[tuple[int, int], Run] = {}
         self._timeouts = Timeouts()
 
     def count_free(self) -> int | None:
@@ -121,8 +122,12 @@ class Execution:
                 return following
             job = following
             task.set_name(task_name(job))
-            # Others have their turn, too.
-            await asyncio.sleep(0)
+            try:
+                # Others have their turn, too.
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                # What the last one left behind has cancelled its task: this one is not to be lost with it.
+                return job
 
     async def _settlement(self, job: Job, run: Run, listener: Listener) -> Settlement:
         """Run one job; what is to be written about it."""
@@ -141,9 +146,9 @@ class Execution:
 
     def kill(self, job_id: int) -> None:
         """Cancel a job for good, if it runs here: it ends as cancelled. Not a thread: it would go on."""
-        run = self._running.get(job_id)
-        if run is not None and not run.in_thread:
-            run.stop(Stop.KILLED)
+        for (running, _), run in self._running.items():
+            if running == job_id and not run.in_thread:
+                run.stop(Stop.KILLED)
 
     def hook(self, one: Ended) -> Coroutine[Any, Any, None] | None:
         """What is to be called once this outcome has been written: handle_failed_job, or the success mode.
@@ -171,7 +176,7 @@ class Execution:
             with anyio.fail_after(HOOK_TIMEOUT):
                 stored = await self._repo.get_job(job.scope, job.id) or job
                 await self._performer_of(job).after_failure(stored, failure)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _tell_exception("handle_failed_job_raised", job, error)
 
     async def _succeeded(self, mode: SuccessMode, job: Job, settlement: Settlement, run_time: float) -> None:
@@ -180,7 +185,7 @@ class Execution:
                 told = mode(success_of(job, settlement, run_time))
                 if inspect.isawaitable(told):
                     await told
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _tell_exception("success_mode_raised", job, error)
 
     async def _perform_by_worker(self, job: Job, run: Run, listener: Listener) -> Outcome:
@@ -212,23 +217,25 @@ class Execution:
 
     async def _attempt(self, job: Job, run: Run, listener: Listener, performer: BasePerformer) -> Outcome:
         """Call the performer under the job's timeout."""
-        self._running[job.id] = run
+        self._running[job.id, job.claim] = run
         reporter.set(partial(self._progress.tell, job))
         run.begin()
         try:
             return outcome_of(await self._perform(job, run, listener, performer))
         except asyncio.CancelledError as error:
-            if run.is_cancelled_by_others():
-                raise
+            # Of a job that has cancelled itself, too: were it raised, its task would end without a word.
             return outcome_of_a_stop(run.stopped, self._limit(job), error)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
+            if run.stopped in (Stop.INTERRUPTED, Stop.KILLED):
+                # What it makes of its cancellation is no failure of its own.
+                return outcome_of_a_stop(run.stopped, self._limit(job), error)
             return Failed(failure_of(error))
         finally:
             run.end()
             self._timeouts.discard(run)
-            del self._running[job.id]
+            del self._running[job.id, job.claim]
 
     async def _perform(self, job: Job, run: Run, listener: Listener, performer: BasePerformer) -> Any:
         if job.params is None:
@@ -240,6 +247,10 @@ class Execution:
             call = partial(method, *arguments)
             value = await self._perform_in_thread(call, job, limit, listener)
             run.in_thread = False
+            if inspect.iscoroutine(value):
+                # Of an async def behind a decorator that does not say so.
+                self._timeouts.add(run, limit)
+                value = await value if listener.begin(job) else Interrupted()
         else:
             self._timeouts.add(run, limit)
             value = await method(*arguments) if listener.begin(job) else Interrupted()
@@ -296,7 +307,7 @@ class Execution:
             return NO_DELAY
         try:
             return as_delay(self._backoff(job))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _tell_exception("backoff_raised", job, error)
             return doubling(job.attempts - 1, job.max_backoff)
 
@@ -327,7 +338,7 @@ def task_name(job: Job) -> str:
     return f"job {job.id}"
 
 
-def _tell_exception(event: str, job: Job, error: Exception) -> None:
+def _tell_exception(event: str, job: Job, error: BaseException) -> None:
     """Not by exc_info: with it structlog's console shows local values, and so the password of a DSN."""
     log.error(event, job=job.id, queue=job.queue, exception="".join(traceback.format_exception(error)))
 

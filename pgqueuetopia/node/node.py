@@ -101,6 +101,9 @@ class Node:
 
     async def leave(self) -> None:
         """Claim nothing more, let the jobs end for `shutdown` seconds, cancel the rest, and go."""
+        if self._leaving.is_set():
+            await self._left.wait()
+            return
         self._leaving.set()
         self._tables.leave()
         if self._scheduler is not None:
@@ -192,6 +195,9 @@ class Node:
             self._log.warning("session_lost", error=str(error), running=len(scheduler.held.running))
             session.abort()
             await self._end_without_session(scheduler)
+        except BaseException:
+            session.abort()
+            raise
         else:
             await session.close()
 

@@ -1,10 +1,12 @@
 """What a performer's answer, or its end, means."""
 
+import inspect
 import traceback
 from datetime import timedelta
 
 import structlog
 
+from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.job import Job, as_delay, json_text
 from pgqueuetopia.modes import Success
 from pgqueuetopia.node.run import Stop
@@ -46,6 +48,11 @@ def outcome_of(value: object) -> Outcome:
             return Discarded(Failure(_said(reason)))
         case Interrupted():
             return value
+        case _ if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
+            raise Misconfigured(
+                f"perform returned a {type(value).__name__}, which nobody runs: await it, "
+                "or return Launched(...)"
+            )
         case _:
             return Succeeded(value)
 
@@ -95,7 +102,11 @@ def encoded(job: Job, result: object) -> str | None:
     """A result as JSON; one that is not JSON is not stored, for the job has succeeded all the same."""
     if result is None:
         return None
-    text, faults = json_text("result", result, LONGEST_RESULT)
+    try:
+        text, faults = json_text("result", result, LONGEST_RESULT)
+    except Exception as error:
+        # One that only looks like JSON: a proxy of a dict, say.
+        text, faults = "", [f"result: {type(error).__name__}: {_said(error)}"]
     if faults:
         log.warning("result_not_stored", job=job.id, queue=job.queue, faults=faults[:3])
     return None if faults else text

@@ -42,7 +42,13 @@ class Run:
     @property
     def leaves_no_trace(self) -> bool:
         """Whether its task is as it was: not cancelled by anybody, and with the same context variables."""
-        return not (self._cancels or self._task.cancelling()) and self._context in (None, copy_context())
+        if self._cancels or self._task.cancelling():
+            return False
+        try:
+            return self._context in (None, copy_context())
+        except Exception:
+            # There are values that cannot be compared.
+            return False
 
     def stop(self, why: Stop) -> None:
         """Cancel the task; the first reason counts."""
@@ -54,10 +60,6 @@ class Run:
         self._task.cancel()
         self._cancels += 1
         self._again = self._task.get_loop().call_later(AGAIN, self._cancel)
-
-    def is_cancelled_by_others(self) -> bool:
-        """Whether it was cancelled, and not by us; else the performer raised the error by itself."""
-        return self.stopped is None and self._task.cancelling() > 0
 
     def end(self) -> None:
         """It has ended: nothing stops it any longer."""

@@ -21,6 +21,7 @@ class TableNode:
         self._plan = plan
         self._tables = tables
         self._left = anyio.Event()
+        self._leaving = False
         self._log = log.bind(scope=plan.scope, node=name)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -37,6 +38,10 @@ class TableNode:
 
     async def leave(self) -> None:
         """Claim nothing more, let the jobs end for `shutdown` seconds, cancel the rest, and go."""
+        if self._leaving:
+            await self._left.wait()
+            return
+        self._leaving = True
         self._tables.leave()
         with anyio.move_on_after(self._plan.shutdown):
             await self._left.wait()
