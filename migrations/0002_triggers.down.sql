@@ -1,14 +1,17 @@
 drop trigger replies_inserted on pgqueuetopia.replies;
 drop function pgqueuetopia.replies_inserted();
+drop trigger job_configs_truncated on pgqueuetopia.job_configs;
+drop function pgqueuetopia.job_configs_truncated();
 drop trigger job_configs_changed on pgqueuetopia.job_configs;
 drop function pgqueuetopia.job_configs_changed();
 drop function pgqueuetopia.wait_for_starts(text);
 drop function pgqueuetopia.unpark(text, text);
+drop function pgqueuetopia.first_priority(text, text);
 drop trigger jobs_deleted on pgqueuetopia.jobs;
 drop trigger jobs_released on pgqueuetopia.jobs;
 drop trigger jobs_moved on pgqueuetopia.jobs;
 drop function pgqueuetopia.jobs_changed();
-drop function pgqueuetopia.look_at(text, text, timestamptz, timestamptz);
+drop function pgqueuetopia.look_at(text, text, timestamptz, timestamptz, integer);
 drop trigger jobs_inserted on pgqueuetopia.jobs;
 drop function pgqueuetopia.jobs_inserted();
 drop function pgqueuetopia.tell(text, text[]);

@@ -174,15 +174,18 @@ for each statement execute function pgqueuetopia.jobs_inserted();
 
 -- Have a queue looked at, for what has changed at a place in it: a node that runs the queue and is
 -- past that place looks at the whole queue again (claim).
-create function pgqueuetopia.look_at(scope text, queue text, ready_at timestamptz, place timestamptz) returns void
+create function pgqueuetopia.look_at(
+  scope text, queue text, ready_at timestamptz, place timestamptz, priority integer default 0
+) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into pgqueuetopia.run_queue (scope, queue, ready_at, place) values (scope, queue, ready_at, place);
+  insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
+  values (scope, queue, priority, ready_at, place);
   perform pgqueuetopia.ring(scope);
 end
 $$;
-revoke execute on function pgqueuetopia.look_at(text, text, timestamptz, timestamptz) from public;
+revoke execute on function pgqueuetopia.look_at(text, text, timestamptz, timestamptz, integer) from public;
 
 create function pgqueuetopia.jobs_changed() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -190,9 +193,9 @@ as $$
 declare
   v_place timestamptz := coalesce(new.scheduled_at, old.scheduled_at);
 begin
-  perform pgqueuetopia.look_at(old.scope, old.queue, least(v_place, now()), v_place);
+  perform pgqueuetopia.look_at(old.scope, old.queue, least(v_place, now()), v_place, old.priority);
   if tg_op = 'UPDATE' and (new.scope, new.queue) is distinct from (old.scope, old.queue) then
-    perform pgqueuetopia.look_at(new.scope, new.queue, least(v_place, now()), v_place);
+    perform pgqueuetopia.look_at(new.scope, new.queue, least(v_place, now()), v_place, new.priority);
   end if;
   return null;
 end
@@ -231,10 +234,31 @@ after delete on pgqueuetopia.jobs
 for each row when (old.done_at is null and old.next_attempt_at is not null)
 execute function pgqueuetopia.jobs_changed();
 
--- A queue that was parked while suspended is looked at again, in every scope that the config speaks to.
-create function pgqueuetopia.unpark(config_scope text, parked_queue text) returns void
-language sql security definer set search_path = pg_catalog, pg_temp
+-- The priority of the first job that is pending in a queue; null if there is none.
+create function pgqueuetopia.first_priority(p_scope text, p_queue text) returns integer
+language sql stable set search_path = pg_catalog, pg_temp
 as $$
+  select j.priority from pgqueuetopia.jobs j
+  where j.scope = p_scope and j.queue = p_queue and j.done_at is null
+  order by j.scheduled_at, j.id
+  limit 1
+$$;
+
+-- A queue that was parked while suspended is looked at again, in every scope that the config speaks to.
+-- A job that is being created now cannot be seen here, and a step that sees it may park its queue before this has committed. So a
+-- scope's own config leaves a row whatever is there; and who cannot know all scopes keeps everybody from parking (let_go).
+create function pgqueuetopia.unpark(config_scope text, parked_queue text) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if config_scope <> '*' then
+    perform pgqueuetopia.look_at(
+      config_scope, parked_queue, now(), '-infinity',
+      coalesce(pgqueuetopia.first_priority(config_scope, parked_queue), 0)
+    );
+    return;
+  end if;
+  perform pg_advisory_xact_lock_shared(pgqueuetopia.lock_key('parking', ''));
   with recursive scopes (scope) as (
     select min(scope) from pgqueuetopia.jobs where done_at is null
     union all
@@ -244,14 +268,12 @@ as $$
     from scopes s
     where s.scope is not null
   )
-  select pgqueuetopia.look_at(s.scope, parked_queue, now(), '-infinity')
+  insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
+  select s.scope, parked_queue, p.priority, now(), '-infinity'
   from scopes s
-  where s.scope is not null
-    and config_scope in ('*', s.scope)
-    and exists (
-      select from pgqueuetopia.jobs j
-      where j.scope = s.scope and j.queue = parked_queue and j.done_at is null
-    )
+  cross join lateral (select pgqueuetopia.first_priority(s.scope, parked_queue) as priority) p
+  where s.scope is not null and p.priority is not null;
+end
 $$;
 revoke execute on function pgqueuetopia.unpark(text, text) from public;
 
@@ -262,9 +284,18 @@ create function pgqueuetopia.wait_for_starts(config_scope text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '2s'
 as $$
 begin
-  perform pg_advisory_xact_lock(pgqueuetopia.lock_key('gate', config_scope));
-  perform pg_advisory_xact_lock(pgqueuetopia.lock_key('starting', config_scope));
-exception when lock_not_available then
+  -- In blocks of their own: whoever does not answer, the gate stays closed for the others.
+  begin
+    perform pg_advisory_xact_lock(pgqueuetopia.lock_key('gate', config_scope));
+    begin
+      perform pg_advisory_xact_lock(pgqueuetopia.lock_key('starting', config_scope));
+      return;
+    exception when lock_not_available then
+      null;
+    end;
+  exception when lock_not_available then
+    null;
+  end;
   raise warning 'pgqueuetopia: a node of scope % did not answer in 2 s; it may start jobs it has claimed already', config_scope
   using hint = 'Run "pgqueuetopia status" to see the nodes.';
 end
@@ -306,6 +337,20 @@ create trigger job_configs_changed
 after insert or update or delete on pgqueuetopia.job_configs
 for each row execute function pgqueuetopia.job_configs_changed();
 
+-- All of them at once: before, for they are to be told of.
+create function pgqueuetopia.job_configs_truncated() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from pgqueuetopia.job_configs;
+  return null;
+end
+$$;
+
+create trigger job_configs_truncated
+before truncate on pgqueuetopia.job_configs
+for each statement execute function pgqueuetopia.job_configs_truncated();
+
 -- Whoever waits for a job's replies reads them; the notification says of which job they are.
 create function pgqueuetopia.replies_inserted() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -324,5 +369,5 @@ for each statement execute function pgqueuetopia.replies_inserted();
 -- On a table of one's own, with types and casts of one's own, they would run that as their owner.
 revoke execute on function
   pgqueuetopia.jobs_inserted(), pgqueuetopia.jobs_changed(), pgqueuetopia.job_configs_changed(),
-  pgqueuetopia.replies_inserted()
+  pgqueuetopia.replies_inserted(), pgqueuetopia.job_configs_truncated()
 from public;

@@ -180,7 +180,8 @@ begin
       next_attempt_at = case
         when s.outcome is not null then j.next_attempt_at
         when s.delay is not null then v_now + s.delay
-        when s.spent then 'infinity'
+        -- Blocked: the attempt of one that died with its node is given back, and it has failed all the same.
+        when s.spent or s.error is not null then 'infinity'
       end,
       attempts = greatest(
         j.attempts + (j.attempted_at is null)::integer - (s.spent is not distinct from false)::integer, 0

@@ -361,15 +361,19 @@ as $$
     select b.id
     from unnest(p_ids) r (id)
     join pgqueuetopia.jobs first on first.id = any (array[r.id])
-    join pgqueuetopia.jobs last on last.id = any (array[first.prefetched_to])
+    -- Somebody may have removed the last: then it may have been any.
+    left join pgqueuetopia.jobs last on last.id = any (array[first.prefetched_to])
     cross join lateral (
       select b.id from pgqueuetopia.jobs b
       where b.scope = first.scope and b.queue = first.queue and b.done_at is null and not b.topic
         and (b.scheduled_at, b.id) > (first.scheduled_at, first.id)
-        and (b.scheduled_at, b.id) <= (last.scheduled_at, last.id)
+        and (last.id is null or (b.scheduled_at, b.id) <= (last.scheduled_at, last.id))
         and b.next_attempt_at is null
       order by b.scheduled_at, b.id
+      -- A node claims no more at once.
+      limit 1000
     ) b
+    where first.prefetched_to is not null
   ))
 $$;
 
@@ -453,7 +457,8 @@ begin
     );
   end if;
   with marked as materialized (
-    update pgqueuetopia.run_queue q set taken = true
+    -- A row that came from another server by a dump may tell of a transaction that is still to come here.
+    update pgqueuetopia.run_queue q set taken = true, xid = least(q.xid, pg_current_xact_id())
     where q.ctid = any (v_rows)
     returning q.queue, array_position(p_queues, q.queue) as n, p_seen[array_position(p_known, q.queue)]::pg_snapshot as seen
   ),
@@ -465,7 +470,8 @@ begin
     cross join lateral (
       -- As they were before this statement.
       select
-        bool_or(r.taken) as orphaned, min(r.place) as place,
+        -- Null where a row that was seen is still there, for somebody had locked it: then all is read.
+        coalesce(bool_or(r.taken), true) as orphaned, min(r.place) as place,
         array_agg(r.row_at) filter (where r.row_at <> p_rows[m.n]) as surplus
       from pgqueuetopia.rows_since(m.seen, p_scope, m.queue) r
     ) r

@@ -194,6 +194,10 @@ create function pgqueuetopia.let_go(
 ) returns void
 language plpgsql
 as $$
+declare
+  -- Not while a queue of every scope is being resumed (unpark).
+  v_parks boolean := exists (select from unnest(p_heads) l where l.suspended)
+    and pg_try_advisory_xact_lock(pgqueuetopia.lock_key('parking', ''));
 begin
   delete from pgqueuetopia.run_queue q
   where q.ctid = any (array(
@@ -216,11 +220,11 @@ begin
   insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
   select p_scope, l.queue, l.priority,
     -- What is due was locked by somebody.
-    case when l.due then p_now + interval '1 second' else greatest(l.due_at, p_now) end,
+    case when l.due or l.suspended then p_now + interval '1 second' else greatest(l.due_at, p_now) end,
     -- One that waited may be behind others.
     case when l.next_attempt_at is null then l.scheduled_at else '-infinity' end
   from unnest(p_heads) l
-  where l.id is not null and not l.suspended;
+  where l.id is not null and not (l.suspended and v_parks);
 end
 $$;
 

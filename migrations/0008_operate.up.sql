@@ -75,10 +75,12 @@ begin
       order by j.scheduled_at, j.id
       limit c_most
     ) running
-    join pgqueuetopia.jobs last on last.id = running.prefetched_to
+    -- Somebody may have removed the last: then it may have been any.
+    left join pgqueuetopia.jobs last on last.id = running.prefetched_to
     where running.attempted_at >= coalesce(running.next_attempt_at, '-infinity')
       and (p_job.scheduled_at, p_job.id) > (running.scheduled_at, running.id)
-      and (p_job.scheduled_at, p_job.id) <= (last.scheduled_at, last.id)
+      and running.prefetched_to is not null
+      and (last.id is null or (p_job.scheduled_at, p_job.id) <= (last.scheduled_at, last.id))
   );
 end
 $$;
