@@ -206,6 +206,12 @@ begin
       and j.claim = s.claim
       and j.scope = p_scope
       and j.outcome is null
+      -- Who has not heard that this was written, and writes it once more, is not heard: the job waits as it says.
+      and (
+        s.outcome is null
+        and j.next_attempt_at > j.attempted_at
+        and j.next_attempt_at = coalesce(j.updated_at + s.delay, 'infinity')
+      ) is not true
       and (not p_careful or j.id = any (v_free))
     returning j.id, j.reply and (j.outcome is not null or s.error is not null) as tells
   )

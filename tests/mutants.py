@@ -346,6 +346,20 @@ MUTANTS = [
         f"{RACES}::test_an_outcome_whose_row_somebody_has_locked_is_saved_later",
     ),
     Mutant(
+        "what was written and not heard of is written once more",
+        PERSIST,
+        "        and j.next_attempt_at = coalesce(j.updated_at + s.delay, 'infinity')\n",
+        "        and false\n",
+        f"{RACES}::test_an_outcome_of_which_the_node_has_not_heard_that_it_was_written_is_written_once",
+    ),
+    Mutant(
+        "an operator's retry is taken back by an earlier run",
+        "pgqueuetopia/db/sql/retry_jobs.sql",
+        "    claim = j.claim + (j.done_at is not null)::integer,\n",
+        "",
+        f"{RACES}::test_an_outcome_of_which_the_node_has_not_heard_does_not_end_a_job_that_was_brought_back",
+    ),
+    Mutant(
         "rows behind a running job stay",
         STEP,
         "      if ask.rescue then\n",

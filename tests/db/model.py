@@ -35,7 +35,7 @@ class Model:
         self.jobs[job_id] = ModelJob(job_id, queue, hours, due=hours <= 0)
 
     def renew(self, job: ModelJob) -> None:
-        self.jobs[job.id] = ModelJob(job.id, job.queue, job.hours, due=job.hours <= 0, claim=job.claim)
+        self.jobs[job.id] = ModelJob(job.id, job.queue, job.hours, due=job.hours <= 0, claim=job.claim + 1)
 
     def pending(self) -> Iterable[ModelJob]:
         return (job for job in self.jobs.values() if job.outcome is None)

@@ -318,6 +318,56 @@ async def test_what_a_dead_node_ran_and_somebody_has_locked_holds_up_no_other_qu
         assert (await app.get_job(behind)).attempts == 0
 
 
+@pytest.mark.parametrize(
+    "settlement",
+    [
+        Settlement.retried(Failure("no"), timedelta(minutes=1)),
+        Settlement.blocked(Failure("no")),
+        Settlement.snoozed(timedelta(minutes=1)),
+        Settlement.abandoned(Failure("no")),
+        Settlement.moved(Failure("no"), "dead"),
+    ],
+    ids=["retried", "blocked", "snoozed", "abandoned", "moved"],
+)
+async def test_an_outcome_of_which_the_node_has_not_heard_that_it_was_written_is_written_once(
+    racing_dsn: str, settlement: Settlement
+) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a") as [a]:
+        await app.create_job("q", "a")
+        [claimed] = (await look(a)).claimed
+        [again] = (await look(a, retried(claimed, timedelta(0)))).claimed
+        ended = Ended("q", again, settlement)
+        await failpoints.die_at(racing_dsn, "committed", "a", look(a, ended))
+        written = await app.get_job(again)
+        columns = settlement_columns([ended], "a")
+        assert await app.repo.persist("Test", "a", columns, keep=True) == []
+        assert await app.get_job(again) == written
+        assert (await app.list_jobs(queue="dead")).total == (written.outcome == "moved")
+
+
+async def test_an_outcome_of_which_the_node_has_not_heard_does_not_end_a_job_that_was_brought_back(
+    racing_dsn: str,
+) -> None:
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as [a, b]:
+        job = await app.create_job("q", "a")
+        [claimed] = (await look(a)).claimed
+        await failpoints.die_at(racing_dsn, "committed", "a", look(a, done(claimed)))
+        await app.retry(job)
+        columns = settlement_columns([done(claimed)], "a")
+        assert await app.repo.persist("Test", "a", columns, keep=True) == []
+        assert ids(await look(b)) == [job.id]
+
+
+async def test_a_job_that_waits_equally_long_each_time_fails_each_time(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        job = await app.create_job("q", "a")
+        [claimed] = (await look(a)).claimed
+        await look(a, retried(claimed, timedelta(milliseconds=1)))
+        [again] = (await rescued(a)).claimed
+        await look(a, retried(again, timedelta(milliseconds=1)))
+        assert len((await app.get_job(job)).errors) == 2
+
+
 async def test_the_report_of_a_node_that_lost_its_session_ends_the_wait_for_it(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
         job = await app.create_job("q", "a")

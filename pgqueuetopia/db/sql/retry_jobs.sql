@@ -4,6 +4,8 @@ with retried as (
   update pgqueuetopia.jobs j
   set
     done_at = null, outcome = null, result = null, attempts = 0,
+    -- Its earlier run may still tell what it has told already: that does not count.
+    claim = j.claim + (j.done_at is not null)::integer,
     next_attempt_at = case when j.done_at is null then clock_timestamp() end,
     attempted_at = case when j.done_at is null then j.attempted_at end,
     attempted_by = case when j.done_at is null then j.attempted_by end,
