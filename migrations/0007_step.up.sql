@@ -69,8 +69,8 @@ end
 $$;
 
 -- Of several that were claimed at once these run now: from now on their attempt counts, whatever happens to their node.
--- Behind each others are prefetched, up to the last that is given here, or null.
-create function pgqueuetopia.note_begun(p_node text, p_ids bigint[], p_last bigint[], p_careful boolean) returns void
+-- Behind each others are prefetched, up to the last that is given here, or null. Returns whether it has noted all.
+create function pgqueuetopia.note_begun(p_node text, p_ids bigint[], p_last bigint[], p_careful boolean) returns boolean
 language plpgsql
 as $$
 declare
@@ -87,6 +87,7 @@ begin
     prefetched_to = b.last
   from unnest(p_ids, p_last) b (id, last)
   where j.id = any (array[b.id]) and j.outcome is null and (not p_careful or j.id = any (v_ids));
+  return cardinality(v_ids) = cardinality(p_ids);
 end
 $$;
 
@@ -231,6 +232,7 @@ declare
   v_claimed_at timestamptz[] := ask.claimed_at::timestamptz[];
   v_yielding text[] := ask.yielding::text[];
   v_careful boolean := ask.careful;
+  v_noted boolean;
   v_skipped boolean;
   v_may_start boolean;
   v_some_queue_suspended boolean;
@@ -289,7 +291,7 @@ begin
         end if;
       end if;
       if ask.begun is not null then
-        perform pgqueuetopia.note_begun(p_node, ask.begun::bigint[], ask.prefetched_to::bigint[], v_careful);
+        v_noted := pgqueuetopia.note_begun(p_node, ask.begun::bigint[], ask.prefetched_to::bigint[], v_careful);
       end if;
       -- Who listens is told of each start before the next.
       if (ask.lengths is not null or ask.length > 1) and not pgqueuetopia.is_listened_to(p_scope) then
@@ -399,7 +401,7 @@ begin
           from unnest(v_claimed) c
         ));
       end if;
-      answer.careful := cardinality(answer.busy) > 0 or v_skipped
+      answer.careful := cardinality(answer.busy) > 0 or v_skipped or not v_noted
         or (v_careful and coalesce(cardinality(v_started), 0) < coalesce(v_acquired.rivals, 0));
       answer.priorities := coalesce(v_acquired.priorities, ask.priorities);
       answer.fronts := coalesce(v_acquired.fronts, ask.fronts);

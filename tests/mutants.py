@@ -360,6 +360,13 @@ MUTANTS = [
         f"{RACES}::test_an_outcome_of_which_the_node_has_not_heard_does_not_end_a_job_that_was_brought_back",
     ),
     Mutant(
+        "which of several runs is not told again where somebody had its row locked",
+        SCHEDULER,
+        "hold.noted = hold.job is job and not stepped.careful\n",
+        "hold.noted = hold.job is job\n",
+        f"{PREFETCHING}::test_a_slow_job_whose_row_somebody_has_locked_is_seen_to_run_later",
+    ),
+    Mutant(
         "rows behind a running job stay",
         STEP,
         "      if ask.rescue then\n",

@@ -99,7 +99,7 @@ class Scheduler:
     async def _ask(self, ended: list[Ended]) -> Stepped:
         now = time.monotonic()
         is_due = self.rescue.is_due(now)
-        rescue = is_due and not self._called
+        looks = is_due and not self._called
         unsettled = self.held.unsettled()
         may_claim = not (self.leaving or self.plan.pause.all)
         room = self.room.left(len(self.held.running) + len(unsettled), now) if may_claim else 0
@@ -115,9 +115,9 @@ class Scheduler:
             unsettled | self.held.claimed(),
             sorted(self.plan.pause.queues),
             room,
-            rescue=rescue,
+            rescue=looks,
             # Who is about to sleep must see everything: a job may have come in late, or be due since long.
-            everything=rescue or (self.sleep.is_on and not self._called),
+            everything=looks or (self.sleep.is_on and not self._called),
             keep=self.plan.keeps_finished_jobs,
             queues_suspended=self.plan.per_queue_suspension,
             starting=self.held.count_starting(),
@@ -127,8 +127,9 @@ class Scheduler:
             lines=self._lines(ended, room) if self.plan.topics else None,
         )
         for hold, job in begun:
-            hold.noted = hold.job is job
-        if rescue:
+            # Where somebody has locked some row, once more: it may be this one's.
+            hold.noted = hold.job is job and not stepped.careful
+        if looks:
             self.rescue.learn(stepped, now)
         else:
             self.rescue.wanted = is_due

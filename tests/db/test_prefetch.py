@@ -402,6 +402,19 @@ async def test_a_queue_is_not_looked_at_while_one_of_several_cannot_be_written(
         assert [job.id for job in jobs_of(await look(a, ended[0]))] == [job.id for job in jobs[2:]]
 
 
+async def test_where_it_cannot_be_noted_which_runs_the_node_is_told(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        first, *rest = await several(app, a)
+        async with connection.transaction():
+            await connection.execute("select from pgqueuetopia.jobs where id = $1 for update", rest[0].id)
+            assert (await look(a, one(first), running=rest[:1], begun=begun(*rest))).careful
+        stepped = await look(a, running=rest[:1], begun=begun(*rest), careful=True)
+        assert not stepped.careful
+        assert [await app.cancel(job) for job in rest] == [Cancelled.IN_PROGRESS] * 3
+
+
 async def test_a_queue_is_not_looked_at_where_the_last_of_several_is_not_written(dsn: str) -> None:
     """Nor let go: its node looks at it anew."""
     async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:

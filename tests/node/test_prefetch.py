@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import asyncpg
 import pytest
 
 from pgqueuetopia import Cancelled, Err, Job, Queuetopia
@@ -161,6 +162,35 @@ async def test_a_slow_job_among_quick_ones_is_seen_to_run_and_what_is_behind_it_
         await eventually(lambda: is_ended(stuck.app, stuck.behind))
         stuck.gate.set()
     assert stuck.performer.ids == [job for job in stuck.jobs if job != stuck.behind]
+
+
+async def test_a_slow_job_whose_row_somebody_has_locked_is_seen_to_run_later(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    transaction = connection.transaction()
+    performer = Strict()
+    async with an_app(dsn, performer, prefetch=16) as app:
+        stuck = Stuck(app, performer, await fill(app, 60))
+        slow = performer.answer
+
+        async def lock() -> None:
+            await transaction.start()
+            await connection.execute("select from pgqueuetopia.jobs where id = $1 for update", stuck.slow)
+
+        performer.answer = lambda job: lock() if job.id == stuck.jobs[32] else slow(job)
+        async with app.running():
+            await eventually(lambda: is_done(app, stuck.jobs[32]))
+            assert (await app.get_job(stuck.slow)).attempts == 0
+            await transaction.rollback()
+            await eventually(lambda: is_executing(app, stuck.slow))
+            assert (await app.get_job(stuck.slow)).attempts == 1
+            stuck.gate.set()
+            await until_all_is_done(app)
+    assert (performer.ids, performer.overlaps) == (stuck.jobs, [])
+
+
+async def is_done(app: Queuetopia, job: int) -> bool:
+    return (await app.get_job(job)).outcome == "succeeded"
 
 
 async def is_executing(app: Queuetopia, job: int) -> bool:
