@@ -1,8 +1,7 @@
 """A node's one direct connection: it listens, holds the locks and calls step(); its death is the node's."""
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -20,8 +19,9 @@ from pgqueuetopia.db.driver import (
     keep_alive,
     translated,
 )
+from pgqueuetopia.db.hearing import Hearing, Told
 from pgqueuetopia.db.known import Known
-from pgqueuetopia.db.repo import TOOK
+from pgqueuetopia.db.listening import hear
 from pgqueuetopia.db.statements import SQL
 from pgqueuetopia.db.step import (
     NO_LINES,
@@ -34,10 +34,6 @@ from pgqueuetopia.db.step import (
     stepped_of,
 )
 from pgqueuetopia.errors import DatabaseUnavailable, Misconfigured
-
-JOBS_CHANNEL = "pgqueuetopia_jobs"
-CONFIGS_CHANNEL = "pgqueuetopia_configs"
-KILL = "kill "
 
 # Prepared when a session opens: a partition between a statement's preparation and its execution would leave
 # the server waiting for the rest, a state in which none of its timeouts but TCP's counts.
@@ -79,8 +75,7 @@ class Session:
         scope: str,
         node: str,
         deadlines: Deadlines,
-        on_kill: Callable[[int], None],
-        on_turn: Callable[[str], None],
+        told: Told,
     ) -> None:
         self.deadlines = deadlines
         self._patience = deadlines.heartbeat + deadlines.client
@@ -97,10 +92,7 @@ class Session:
         self.known = Known()
         self.sleeping = False
         self.lost = False
-        self._on_kill = on_kill
-        self._on_turn = on_turn
-        self._ping = f"ping {node}"
-        self._answered = False
+        self._hearing = Hearing(scope, f"ping {node}", told)
         self._heard_at = 0.0
 
     @classmethod
@@ -109,23 +101,16 @@ class Session:
         dsn: str | None,
         scope: str,
         node: str,
+        told: Told,
         *,
-        on_jobs: Callable[[], None],
-        on_join: Callable[[], None],
-        on_config: Callable[[str], None],
-        on_lost: Callable[[], None],
-        on_kill: Callable[[int], None] = lambda job: None,
-        on_turn: Callable[[str], None] = lambda node: None,
         timeout: float = 15,
         workers: int | None = None,
     ) -> "Session":
         """Connect, listen, and be seen by the other nodes.
 
         After `timeout` seconds without a sign of life the server drops the session, and its locks with it.
-        The callbacks ring when jobs came in, when another node joined, when a config of the scope changed
-        (with its key), when the session is lost, when a job is to be stopped, and when a node tells that it
-        has taken a job (with its name). `workers` is shown by status. Raises DatabaseUnavailable, and
-        Misconfigured where a pooler stands between.
+        `workers` is shown by status. Raises DatabaseUnavailable, and Misconfigured where a pooler stands
+        between.
         """
         deadlines = Deadlines(timeout)
         # The other nodes read from it when to give this one up (end_stalled), and status the workers.
@@ -138,32 +123,22 @@ class Session:
                 command_timeout=deadlines.client,
                 server_settings=SERVER_SETTINGS | deadlines.settings() | name,
             )
-        session = cls(connection, scope, node, deadlines, on_kill, on_turn)
+        session = cls(connection, scope, node, deadlines, told)
         try:
-            await session._prepare(on_jobs, on_join, on_config)
+            await session._prepare()
         except BaseException:
             session.abort()
             raise
-        connection.add_termination_listener(lambda _: session._hear_end(on_lost))
+        connection.add_termination_listener(lambda _: session._hear_end(told))
         return session
 
-    async def _prepare(
-        self,
-        on_jobs: Callable[[], None],
-        on_join: Callable[[], None],
-        on_config: Callable[[str], None],
-    ) -> None:
+    async def _prepare(self) -> None:
         keep_alive(self._connection, timeout=self.deadlines.server)
         with translated():
             [[backend]] = await self._connection.fetch("select pg_backend_pid()")
             if backend != self._connection.get_server_pid():
                 raise Misconfigured(NEEDS_DIRECT_CONNECTION)
-            await self._connection.add_listener(
-                JOBS_CHANNEL, lambda *heard: self._hear_jobs(str(heard[-1]), on_jobs, on_join)
-            )
-            await self._connection.add_listener(
-                CONFIGS_CHANNEL, lambda *heard: self._hear_config(str(heard[-1]), on_config)
-            )
+            await hear(self._connection, self._hearing.channels())
             for name in STATEMENTS:
                 self._statements[name] = await self._connection.prepare(SQL[name])
         [row] = await self._fetch("announce_node", self.scope)
@@ -172,26 +147,9 @@ class Session:
         # A step that claims nothing: what is missing, in the database or in our rights, is told now.
         await self.step([], [], {}, [], 0, rescue=False, keep=True)
 
-    def _hear_end(self, on_lost: Callable[[], None]) -> None:
+    def _hear_end(self, told: Told) -> None:
         self.lost = True
-        on_lost()
-
-    def _hear_jobs(self, payload: str, on_jobs: Callable[[], None], on_join: Callable[[], None]) -> None:
-        if payload == self._ping:
-            self._answered = True
-        elif payload == f"joined {self.scope}":
-            on_join()
-        elif payload == self.scope:
-            on_jobs()
-        elif payload.startswith(KILL) and payload.removeprefix(KILL).isdecimal():
-            self._on_kill(int(payload.removeprefix(KILL)))
-        elif payload.startswith(f"{TOOK}{self.scope} "):
-            self._on_turn(payload.rpartition(" ")[2])
-
-    def _hear_config(self, payload: str, on_config: Callable[[str], None]) -> None:
-        scope, key = json.loads(payload)
-        if scope in ("*", self.scope):
-            on_config(key)
+        told.lost()
 
     async def step(
         self,
@@ -287,11 +245,11 @@ class Session:
 
     async def ping(self) -> None:
         """Is the session alive, and do notifications arrive? Raises DatabaseUnavailable if not."""
-        self._answered = False
-        await self._fetch("ping", self._ping)
+        self._hearing.answered = False
+        await self._fetch("ping", self._hearing.ping)
         # What the server notifies comes before its answer, and is heard in the next turn of the loop.
         await anyio.lowlevel.checkpoint()
-        if not self._answered:
+        if not self._hearing.answered:
             raise DatabaseUnavailable("Notifications do not arrive any longer.")
 
     async def end_stalled(self) -> int:

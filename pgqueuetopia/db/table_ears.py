@@ -10,8 +10,8 @@ import asyncpg
 import structlog
 
 from pgqueuetopia.db.driver import CONNECT_TIMEOUT, NEEDS_DIRECT_CONNECTION, Connection, translated
+from pgqueuetopia.db.hearing import CONFIGS_CHANNEL
 from pgqueuetopia.db.listening import hear, listen
-from pgqueuetopia.db.session import CONFIGS_CHANNEL
 from pgqueuetopia.errors import Misconfigured, QueuetopiaError
 from pgqueuetopia.table.names import Names
 from pgqueuetopia.table.schema import CHANNEL, sleeping

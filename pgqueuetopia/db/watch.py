@@ -5,9 +5,9 @@ import random
 import anyio
 
 from pgqueuetopia.db.driver import Connection
+from pgqueuetopia.db.hearing import CONFIGS_CHANNEL
 from pgqueuetopia.db.listening import listen
 from pgqueuetopia.db.repo import Repo
-from pgqueuetopia.db.session import CONFIGS_CHANNEL
 from pgqueuetopia.errors import DatabaseUnavailable
 
 LONGEST_PAUSE = 5.0

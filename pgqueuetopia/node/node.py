@@ -10,6 +10,7 @@ import anyio
 import anyio.abc
 import structlog
 
+from pgqueuetopia.db.hearing import Told, nobody
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, settlement_columns
@@ -161,12 +162,14 @@ class Node:
             self._repo.session_dsn,
             self._plan.scope,
             self.name,
-            on_jobs=self._bell.ring,
-            on_join=self._join,
-            on_config=self._hear_config,
-            on_lost=self._bell.ring,
-            on_kill=self._execution.kill,
-            on_turn=self._turns.took if self._turns else lambda node: None,
+            Told(
+                jobs=self._bell.ring,
+                join=self._join,
+                lost=self._bell.ring,
+                config=self._hear_config,
+                kill=self._execution.kill,
+                turn=self._turns.took if self._turns else nobody,
+            ),
             timeout=self._plan.session_timeout,
             workers=self._execution.workers,
         )

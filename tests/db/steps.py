@@ -8,6 +8,7 @@ import anyio
 import asyncpg
 
 from pgqueuetopia import Job
+from pgqueuetopia.db.hearing import Told
 from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, Stepped
 from pgqueuetopia.outcome import Settlement
@@ -27,15 +28,7 @@ async def sessions(dsn: str, *nodes: str) -> AsyncIterator[list[Session]]:
 
 
 async def open_session(dsn: str, node: str) -> Session:
-    return await Session.open(
-        dsn,
-        "Test",
-        node,
-        on_jobs=lambda: None,
-        on_join=lambda: None,
-        on_config=lambda key: None,
-        on_lost=lambda: None,
-    )
+    return await Session.open(dsn, "Test", node, Told())
 
 
 async def look(session: Session, *ended: Ended, room: int = 10, over: bool = False, **known: Any) -> Stepped:

@@ -1,6 +1,6 @@
 """Where a step begins to scan the run queue: not at its start, while a node is busy."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -9,7 +9,7 @@ import pytest
 
 from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Stepped
-from tests.db.steps import done, look, sessions
+from tests.db.steps import done, look, open_session, sessions
 from tests.db.test_statements import MISLEADING, are_alone, read
 from tests.support import eventually
 
@@ -41,10 +41,7 @@ PASSING = "do $$ begin for n in 1 .. {count} loop perform pg_current_xact_id(); 
 
 @pytest.fixture
 async def session(dsn: str) -> AsyncIterator[Session]:
-    ring: Callable[..., None] = lambda *_: None  # noqa: E731
-    session = await Session.open(
-        dsn, "Test", "node", on_jobs=ring, on_join=ring, on_config=ring, on_lost=ring
-    )
+    session = await open_session(dsn, "node")
     yield session
     await session.close()
 

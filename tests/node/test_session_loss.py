@@ -13,6 +13,7 @@ import structlog
 
 from pgqueuetopia import Job, Misconfigured, Repo
 from pgqueuetopia.db import session
+from pgqueuetopia.db.hearing import JOBS_CHANNEL, Told
 from pgqueuetopia.node import rescue, sleep
 from pgqueuetopia.node.node import Node
 from tests.conftest import execute
@@ -232,10 +233,7 @@ async def test_a_job_that_was_claimed_too_long_ago_is_not_started(
 
 async def test_an_answer_is_as_old_as_its_question(dsn: str) -> None:
     """A frozen process finds an answer when it wakes; what it says was true before."""
-    ring: Callable[..., None] = lambda *_: None  # noqa: E731
-    asking = await session.Session.open(
-        dsn, "Test", "node", on_jobs=ring, on_join=ring, on_config=ring, on_lost=ring, timeout=4
-    )
+    asking = await session.Session.open(dsn, "Test", "node", Told(), timeout=4)
     answer = asyncio.create_task(asking.ping())
     await asyncio.sleep(0)
     assert asking.is_fresh
@@ -328,7 +326,7 @@ async def pings(dsn: str, number: int) -> None:
             heard.append(notified)
 
     listener = await asyncpg.connect(dsn)
-    await listener.add_listener(session.JOBS_CHANNEL, hear)
+    await listener.add_listener(JOBS_CHANNEL, hear)
     await eventually(lambda: len(heard) >= number)
     await listener.close()
 
