@@ -483,7 +483,7 @@ MUTANTS = [
     Mutant(
         "one step's start counts for all",
         "pgqueuetopia/db/session.py",
-        "self._unstarted - starting,",
+        "self._unstarted - question.starting,",
         "self._unstarted,",
         f"{RACES}::test_a_suspension_waits_for_each_of_the_steps_whose_jobs_are_being_started",
     ),

@@ -1,7 +1,7 @@
 """A node's one direct connection: it listens, holds the locks and calls step(); its death is the node's."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -26,9 +26,8 @@ from pgqueuetopia.db.statements import SQL
 from pgqueuetopia.db.step import (
     NO_LINES,
     Ended,
-    Lines,
+    Question,
     Stepped,
-    last_of_queues,
     queue_columns,
     settlement_columns,
     stepped_of,
@@ -145,81 +144,57 @@ class Session:
         self._least_claim = row["least_claim"]
         await anyio.sleep(row["calm_in"])
         # A step that claims nothing: what is missing, in the database or in our rights, is told now.
-        await self.step([], [], {}, [], 0, rescue=False, keep=True)
+        await self.step(Question())
 
     def _hear_end(self, told: Told) -> None:
         self.lost = True
         told.lost()
 
-    async def step(
-        self,
-        ended: Sequence[Ended],
-        yielding: Sequence[str],
-        running: Mapping[str, datetime | None],
-        avoid: Sequence[str],
-        room: int,
-        *,
-        rescue: bool,
-        keep: bool,
-        everything: bool = True,
-        queues_suspended: bool = True,
-        starting: int = 0,
-        size: int = 1,
-        begun: Mapping[int, int | None] | None = None,
-        careful: bool = False,
-        lines: Lines | None = None,
-    ) -> Stepped:
-        """Persist what ended, oldest first, and claim the next jobs, for all queues, in one round trip.
+    async def step(self, question: Question) -> Stepped:
+        """Persist what ended, and claim the next jobs, for all queues, in one round trip."""
+        lasts = question.lasts()
+        [[answer]] = await self._fetch("step", self.scope, self.node, self._asked(question, lasts))
+        if answer["priorities"]:
+            self._front = answer["priorities"], answer["fronts"]
+        self._topic_fronts = answer["topic_fronts"]
+        stepped = stepped_of(answer, self.scope, self.node)
+        self._unstarted = question.starting + bool(stepped.claimed)
+        self.known.hear(answer["drags"])
+        if self.known.matters:
+            self.known.learn(lasts, stepped.queues(), stepped.snapshot)
+        return stepped
 
-        `running`: the queues whose job runs on, and when it was claimed, by the server's clock.
-        `everything`: scan the run queue from its start, and not from where the last step came to.
-        `queues_suspended`: whether configs suspend single queues. `yielding`: which of their queues go on
-        only where others need no room. `starting`: how many of the steps before have claimed jobs that have
-        not been started yet. `size`: how many jobs a queue gets at once that we did not hold. `begun`: of
-        several that were claimed at once those that run by now, each with the last that is prefetched
-        behind it. A `careful` step passes over rows that somebody has locked; another one waits for them a
-        little, and then becomes careful. `lines`: the topics of this node.
-        """
-        ids, claims, *settlements, run_times = settlement_columns(ended, self.node, keep=keep)
-        begun = begun or {}
-        lasts = last_of_queues(ended, running)
-        # A pgqueuetopia.question (migrations/0007_step.up.sql).
-        question = (
+    def _asked(self, question: Question, lasts: Mapping[str, Ended]) -> tuple[Any, ...]:
+        """A question, with what this session adds to it, as a pgqueuetopia.question (0007_step.up.sql)."""
+        ids, claims, *settlements, run_times = settlement_columns(
+            question.ended, self.node, keep=question.keep
+        )
+        return (
             numbers(ids),
             numbers(claims),
             *[column or None for column in settlements],
             numbers(run_times),
             *queue_columns(lasts.values()),
-            texts(yielding),
-            size,
-            numbers(begun),
-            numbers(begun.values()),
-            texts(running),
-            times(running.values()),
-            avoid,
-            room,
-            rescue,
+            texts(question.yielding),
+            question.size,
+            numbers(question.begun),
+            numbers(question.begun.values()),
+            texts(question.running),
+            times(question.running.values()),
+            question.avoid,
+            question.room,
+            question.rescue,
             self.sleeping,
-            keep,
-            queues_suspended,
-            self._unstarted - starting,
+            question.keep,
+            question.queues_suspended,
+            self._unstarted - question.starting,
             self._least_claim,
-            careful,
-            *((None, None) if everything else self._front),
-            self._topic_fronts if lines else None,
+            question.careful,
+            *((None, None) if question.everything else self._front),
+            self._topic_fronts if question.lines else None,
             *self.known.columns(),
-            *(lines.columns() if lines else NO_LINES),
+            *(question.lines.columns() if question.lines else NO_LINES),
         )
-        [[answer]] = await self._fetch("step", self.scope, self.node, question)
-        if answer["priorities"]:
-            self._front = answer["priorities"], answer["fronts"]
-        self._topic_fronts = answer["topic_fronts"]
-        stepped = stepped_of(answer, self.scope, self.node)
-        self._unstarted = starting + bool(stepped.claimed)
-        self.known.hear(answer["drags"])
-        if self.known.matters:
-            self.known.learn(lasts, stepped.queues(), stepped.snapshot)
-        return stepped
 
     async def started(self) -> None:
         """The jobs that the steps before have claimed have been started."""

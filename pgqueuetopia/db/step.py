@@ -1,7 +1,7 @@
 """What goes into a step, and what comes out of it."""
 
-from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from operator import itemgetter
 from typing import Any
@@ -98,6 +98,41 @@ class Lines:
 
 
 NO_LINES = (None,) * 8
+
+
+@dataclass(slots=True)
+class Question:
+    """What a node asks of a step.
+
+    `ended` is persisted, oldest first. `yielding`: which of its queues go on only where others need no room.
+    `running`: the queues whose job runs on, and when it was claimed, by the server's clock. `avoid`: queues
+    that are paused here. `room`: how many more queues and slots may be held. `rescue`: look for the queues
+    of the dead. `keep`: finished jobs are kept. `everything`: scan the run queue from its start, and not
+    from where the last step came to. `queues_suspended`: whether configs suspend single queues. `starting`:
+    how many of the steps before have claimed jobs that have not been started yet. `size`: how many jobs a
+    queue gets at once that we did not hold. `begun`: of several that were claimed at once those that run by
+    now, each with the last that is prefetched behind it. A `careful` step passes over rows that somebody has
+    locked; another one waits for them a little, and then becomes careful. `lines`: the topics of this node.
+    """
+
+    ended: Sequence[Ended] = ()
+    yielding: Sequence[str] = ()
+    running: Mapping[str, datetime | None] = field(default_factory=dict)
+    avoid: Sequence[str] = ()
+    room: int = 0
+    rescue: bool = False
+    keep: bool = True
+    everything: bool = True
+    queues_suspended: bool = True
+    starting: int = 0
+    size: int = 1
+    begun: Mapping[int, int | None] = field(default_factory=dict)
+    careful: bool = False
+    lines: Lines | None = None
+
+    def lasts(self) -> dict[str, Ended]:
+        """Of queues of which nothing runs any longer, what ended last."""
+        return last_of_queues(self.ended, self.running)
 
 
 def stepped_of(row: asyncpg.Record, scope: str, node: str) -> Stepped:

@@ -11,18 +11,17 @@ from datetime import datetime
 import anyio.lowlevel
 
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Ended, Lines, Stepped, last_of_queues
+from pgqueuetopia.db.step import Ended, Lines, Question, Stepped, last_of_queues
 from pgqueuetopia.job import Job
 from pgqueuetopia.node import rescue
 from pgqueuetopia.node.bell import Bell
 from pgqueuetopia.node.held import SHARE, Held
-from pgqueuetopia.node.hold import LONG
+from pgqueuetopia.node.hold import LONG, Hold
 from pgqueuetopia.node.plan import Plan
 from pgqueuetopia.node.rescue import Rescue
 from pgqueuetopia.node.room import Room
 from pgqueuetopia.node.sleep import Sleep
 from pgqueuetopia.outcome import Settlement
-from pgqueuetopia.slices import Slice
 
 # All in seconds. After work a node looks again every few milliseconds for a while, before it sleeps.
 LINGER = 0.02
@@ -100,16 +99,29 @@ class Scheduler:
         now = time.monotonic()
         is_due = self.rescue.is_due(now)
         looks = is_due and not self._called
+        begun = self.held.begun()
+        stepped = await self.session.step(self._question(ended, begun, now, looks=looks))
+        for hold, job in begun:
+            # Where somebody has locked some row, once more: it may be this one's.
+            hold.noted = hold.job is job and not stepped.careful
+        if looks:
+            self.rescue.learn(stepped, now)
+        else:
+            self.rescue.wanted = is_due
+        return stepped
+
+    def _question(
+        self, ended: list[Ended], begun: list[tuple[Hold, Job]], now: float, *, looks: bool
+    ) -> Question:
         unsettled = self.held.unsettled()
         may_claim = not (self.leaving or self.plan.pause.all)
         room = self.room.left(len(self.held.running) + len(unsettled), now) if may_claim else 0
         # The queues of which nothing runs any longer.
-        over = {queue: one.slice for queue, one in last_of_queues(ended, self.held.running).items()}
+        over = last_of_queues(ended, self.held.running)
         most = self._most_of(len(over))
         for one in ended:
             one.size = min(one.size, most)
-        begun = self.held.begun()
-        stepped = await self.session.step(
+        return Question(
             ended,
             _yielding(over, room, now),
             unsettled | self.held.claimed(),
@@ -126,14 +138,6 @@ class Scheduler:
             careful=now < self._careful_until,
             lines=self._lines(ended, room) if self.plan.topics else None,
         )
-        for hold, job in begun:
-            # Where somebody has locked some row, once more: it may be this one's.
-            hold.noted = hold.job is job and not stepped.careful
-        if looks:
-            self.rescue.learn(stepped, now)
-        else:
-            self.rescue.wanted = is_due
-        return stepped
 
     def _most_of(self, queues: int) -> int:
         """How many jobs each of so many queues gets at once at most."""
@@ -254,10 +258,10 @@ class Scheduler:
         return min(soon, longest * random.uniform(1.0, 1.1))
 
 
-def _yielding(over: Mapping[str, Slice | None], room: int, now: float) -> list[str]:
+def _yielding(over: Mapping[str, Ended], room: int, now: float) -> list[str]:
     """Of queues of which nothing runs any longer those whose slice is over, or that no worker is free for."""
     return [
         queue
-        for n, (queue, slice_) in enumerate(over.items())
-        if n >= room or (slice_ and slice_.is_over(now))
+        for n, (queue, one) in enumerate(over.items())
+        if n >= room or (one.slice and one.slice.is_over(now))
     ]

@@ -10,7 +10,7 @@ import asyncpg
 from pgqueuetopia import Job
 from pgqueuetopia.db.hearing import Told
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Ended, Stepped
+from pgqueuetopia.db.step import Ended, Question, Stepped
 from pgqueuetopia.outcome import Settlement
 from tests.support import eventually
 
@@ -33,20 +33,9 @@ async def open_session(dsn: str, node: str) -> Session:
 
 async def look(session: Session, *ended: Ended, room: int = 10, over: bool = False, **known: Any) -> Stepped:
     """One step that settles what ended and claims up to `room` jobs, looking for the queues of the dead."""
-    return await session.step(
-        ended,
-        [one.queue for one in ended] if over else [],
-        {job.queue: job.attempted_at for job in known.get("running", [])},
-        [],
-        room,
-        rescue=known.get("rescue", True),
-        starting=known.get("starting", 0),
-        size=known.get("size", 1),
-        begun=known.get("begun"),
-        careful=known.get("careful", False),
-        everything=known.get("everything", True),
-        keep=known.get("keep", True),
-    )
+    yielding = [one.queue for one in ended] if over else []
+    running = {job.queue: job.attempted_at for job in known.pop("running", [])}
+    return await session.step(Question(ended, yielding, running, room=room, **{"rescue": True, **known}))
 
 
 def done(job: Job) -> Ended:

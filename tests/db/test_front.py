@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Stepped
+from pgqueuetopia.db.step import Question, Stepped
 from tests.db.steps import done, look, open_session, sessions
 from tests.db.test_statements import MISLEADING, are_alone, read
 from tests.support import eventually
@@ -48,7 +48,7 @@ async def session(dsn: str) -> AsyncIterator[Session]:
 
 async def claimed(session: Session, **options: Any) -> list[str]:
     """The queues that a step claims from, in their order."""
-    stepped = await session.step([], [], {}, [], 10, rescue=False, keep=True, **options)
+    stepped = await session.step(Question(room=10, **options))
     return [job.queue for job in stepped.claimed]
 
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 from pgqueuetopia import Job, JobNotFound, Queuetopia, Repo
 from pgqueuetopia.db.known import Known
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Ended
+from pgqueuetopia.db.step import Ended, Question
 from pgqueuetopia.outcome import Failure, Settlement
 from tests.conftest import EMPTY
 from tests.db.model import Model
@@ -141,7 +141,7 @@ class World(RuleBasedStateMachine):
 
     def _step(self, session: Session, ended: list[Ended], node: str) -> list[int]:
         running = {job.queue: self.claimed[job.id].attempted_at for job in self.model.running(node)}
-        stepped = self.runner.run(session.step(ended, [], running, [], 10, rescue=True, keep=True))
+        stepped = self.runner.run(session.step(Question(ended, running=running, room=10, rescue=True)))
         self.runner.run(session.started())
         assert stepped.saved == {one.job.id for one in ended if one.job}
         self.claimed |= {job.id: job for job in stepped.claimed}

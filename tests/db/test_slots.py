@@ -9,7 +9,7 @@ import pytest
 
 from pgqueuetopia import Cancelled, Job, Queuetopia
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Ended, Lines, Stepped
+from pgqueuetopia.db.step import Ended, Lines, Question, Stepped
 from pgqueuetopia.outcome import Failure, Settlement
 from tests.db import failpoints
 from tests.db.steps import done, ids, kill, sessions
@@ -33,15 +33,13 @@ class Slots:
             one.slot = self.held[one.job.id] if one.job else None
         held = [("t", slot, job, job in over) for job, slot in self.held.items()]
         stepped = await self.session.step(
-            ended,
-            [],
-            {},
-            [],
-            room,
-            rescue=True,
-            keep=True,
-            everything=everything,
-            lines=Lines([("t", self.parallelism, room, None)], held),
+            Question(
+                ended,
+                room=room,
+                rescue=True,
+                everything=everything,
+                lines=Lines([("t", self.parallelism, room, None)], held),
+            )
         )
         self.held = {job: slot for job, slot in self.held.items() if job not in over}
         self.held |= {job.id: slot for job, slot in zip(stepped.claimed, stepped.slots, strict=True)}

@@ -17,7 +17,7 @@ import pytest
 
 from pgqueuetopia import Cancelled, Err, Job, Queuetopia
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Stepped
+from pgqueuetopia.db.step import Question, Stepped
 from pgqueuetopia.node.hold import GROWTH, LONG, MEANT, Hold
 from pgqueuetopia.slices import Slice
 from tests.support import Recorder, an_app, eventually
@@ -265,9 +265,9 @@ async def test_a_new_queue_gets_as_many_at_once_as_those_that_went_on(
     sizes = []
     step = Session.step
 
-    async def noted(self: Session, *arguments: Any, **more: Any) -> Stepped:
-        sizes.append(more.get("size", 1))
-        return await step(self, *arguments, **more)
+    async def noted(self: Session, question: Question) -> Stepped:
+        sizes.append(question.size)
+        return await step(self, question)
 
     monkeypatch.setattr(Session, "step", noted)
     performer = Strict(lambda job: anyio.sleep(takes))

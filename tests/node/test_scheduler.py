@@ -2,14 +2,13 @@
 
 from collections import defaultdict
 from datetime import timedelta
-from typing import Any
 
 import asyncpg
 import pytest
 
 from pgqueuetopia import Job, NewJob
 from pgqueuetopia.db.session import Session
-from pgqueuetopia.db.step import Stepped
+from pgqueuetopia.db.step import Question, Stepped
 from pgqueuetopia.node.held import SHARE
 from pgqueuetopia.slices import LONGEST_SLICE, SLICE, Slice
 from tests.support import Recorder, an_app, eventually
@@ -59,9 +58,9 @@ async def test_a_node_that_is_called_as_it_falls_asleep_looks_for_the_queues_of_
         await self._connection.execute("notify pgqueuetopia_jobs, 'Test'")
         return answer
 
-    async def noted(self: Session, *given: Any, **known: Any) -> Stepped:
-        rescues.append(known["rescue"])
-        return await step(self, *given, **known)
+    async def noted(self: Session, question: Question) -> Stepped:
+        rescues.append(question.rescue)
+        return await step(self, question)
 
     monkeypatch.setattr(Session, "fall_asleep", fall_asleep)
     monkeypatch.setattr(Session, "step", noted)
