@@ -213,6 +213,9 @@ async def test_an_exhausted_job_may_block_its_queue_until_an_operator_acts(dsn: 
         await eventually(lambda: performer.failed)
         [blocked] = await app.blocked_queues()
         assert (blocked.queue, blocked.head, blocked.next_attempt_at) == ("q", failing.id, None)
+        listed = await app.list_jobs(state="blocked")
+        for job in (await app.get_job(failing), performer.failed[0], listed[0]):
+            assert (job.id, job.state, job.next_attempt_at) == (failing.id, "blocked", None)
         await app.retry(failing)
         await eventually(lambda: is_done(app, behind))
     assert performer.ids == [failing.id, failing.id, behind.id]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -12,8 +12,6 @@ from pydantic_core import from_json
 from pgqueuetopia.job import Job, JobRow
 from pgqueuetopia.outcome import Failure
 
-# PostgreSQL's infinity, as asyncpg gives it: a job that waits for an operator.
-NEVER = datetime.max.replace(tzinfo=UTC)
 # In digits: Python refuses to read longer ones.
 LONGEST_INTEGER = 4_000
 LONGEST_MESSAGE = 2_000
@@ -124,10 +122,14 @@ def claimed_job_of(row: Row, scope: str, node: str) -> Job:
 def _put_what_is_rare(values: dict[str, Any]) -> None:
     if values["errors"]:
         values["errors"] = tuple(loaded(values["errors"]))
-    if values["next_attempt_at"] == NEVER:
-        values["next_attempt_at"] = None
+    values["next_attempt_at"] = _finite(values["next_attempt_at"])
     if values["failure_mode"] is not None:
         values["failure_mode"] = loaded(values["failure_mode"])
+
+
+def _finite(time: datetime | None) -> datetime | None:
+    """None for what is infinite, which asyncpg gives without a time zone: a job waits for an operator."""
+    return None if time is None or time.tzinfo is None else time
 
 
 def job_of(row: asyncpg.Record) -> Job:
@@ -142,8 +144,7 @@ def job_of(row: asyncpg.Record) -> Job:
             except RecursionError:
                 values[name] = {"unreadable": values[name][:LONGEST_MESSAGE]}
     values["errors"] = () if values["errors"] == "[]" else tuple(loaded(values["errors"]))
-    if values["next_attempt_at"] == NEVER:
-        values["next_attempt_at"] = None
+    values["next_attempt_at"] = _finite(values["next_attempt_at"])
     return Job(**values)
 
 
