@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any, get_args
@@ -74,9 +74,9 @@ class Options:
 NAMES = frozenset(one.name for one in fields(Options))
 
 
-def check(name: str, scope: str, options: Options) -> None:
-    """Raise Misconfigured with all that is wrong with a Queuetopia's settings."""
-    faults = [*name_faults("scope", scope), *_faults(options)]
+def check(name: str, scope: str, options: Options, others: Iterable[str]) -> None:
+    """Raise Misconfigured with all that is wrong with a Queuetopia's settings, the other faults included."""
+    faults = [*name_faults("scope", scope), *others, *_faults(options)]
     if scope == "*":
         faults.append("scope '*' stands for every scope; choose a name")
     if faults:

@@ -153,6 +153,12 @@ class BasePerformer:
         return job
 
 
+def can_perform(performer: BasePerformer | type[BasePerformer]) -> bool:
+    """Whether it has a `perform` of its own, or an action."""
+    perform = getattr(performer.perform, "__func__", performer.perform)
+    return bool(performer.actions) or perform is not BasePerformer.perform
+
+
 class Performer(BasePerformer):
     """Subclass it and implement `perform`, or methods marked with `@action`.
 

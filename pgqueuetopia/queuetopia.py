@@ -23,6 +23,7 @@ from pgqueuetopia.db.replies import Replies
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.sharing import SharedCommits
 from pgqueuetopia.db.table import Table
+from pgqueuetopia.declaring import part_faults
 from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.failure import FailurePolicy, OnExhausted
 from pgqueuetopia.job import Defaults, Seconds, as_timedelta
@@ -79,7 +80,8 @@ class Queuetopia(Creating, Operations, Reporting):
     def __init__(self, **given: Any) -> None:
         self._set(given)
         self._options = options.Options(**{name: self._option(name) for name in options.NAMES})
-        options.check(type(self).__name__, self.scope, self._options)
+        faults = part_faults(self.repo, self.performer, self.settings)
+        options.check(type(self).__name__, self.scope, self._options, faults)
         self.configs = Configs(self.repo, self.scope, type(self.settings), self._take_configs)
         self._shared = SharedCommits(partial(self.repo.create_jobs, self.scope))
         self._replies = Replies(self.repo)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pgqueuetopia.dispatching import LRU, Dispatcher, check
 from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.job import Job, Seconds, count_faults, is_duration
-from pgqueuetopia.performer import Action, BasePerformer
+from pgqueuetopia.performer import Action, BasePerformer, can_perform
 
 
 class Worker(BasePerformer):
@@ -89,7 +89,22 @@ class Workers:
                 yield f"{name} must be seconds or a timedelta, and not negative"
 
 
-def _worker_faults(worker: object) -> list[str]:
-    if inspect.isclass(worker) and issubclass(worker, Worker):
-        return []
-    return [f"the first argument must be a subclass of Worker, not {worker!r}"]
+def _worker_faults(worker: object) -> Iterator[str]:
+    if not inspect.isclass(worker) or not issubclass(worker, Worker):
+        yield f"the first argument must be a subclass of Worker, not {worker!r}"
+    elif not can_perform(worker):
+        yield f"{worker.__name__} needs perform(job, state), or methods marked with @action"
+
+
+def performer_faults(performer: object) -> Iterator[str]:
+    """Why nothing could be performed by what was given as a performer; None is nobody, and no fault."""
+    name = performer.__name__ if inspect.isclass(performer) else type(performer).__name__
+    if isinstance(performer, Worker) or (inspect.isclass(performer) and issubclass(performer, Worker)):
+        yield f"performer must be Workers, and not one Worker: performer = Workers({name})"
+    elif inspect.isclass(performer):
+        yield f"performer must be an instance, not a class: performer = {name}()"
+    elif isinstance(performer, BasePerformer):
+        if not can_perform(performer):
+            yield f"performer {name} needs perform(job), or methods marked with @action"
+    elif not isinstance(performer, Workers | None):
+        yield f"performer must be a Performer or Workers, not {name}"

@@ -6,8 +6,22 @@ import anyio.lowlevel
 import asyncpg
 import pytest
 
-from pgqueuetopia import DatabaseUnavailable, InvalidJob, Misconfigured, NewJob, Queuetopia, Repo
-from tests.support import an_app
+from pgqueuetopia import (
+    DatabaseUnavailable,
+    InvalidJob,
+    Job,
+    Misconfigured,
+    NewJob,
+    Performer,
+    Queuetopia,
+    Repo,
+    Worker,
+)
+from tests.support import Recorder, an_app
+
+
+class Counting(Worker):
+    def perform(self, job: Job) -> None: ...
 
 
 async def test_a_job_comes_back_as_it_was_stored(dsn: str) -> None:
@@ -144,11 +158,23 @@ async def test_what_the_database_refuses_is_an_error_of_ours(dsn: str) -> None:
         ({"poll_interval": -1}, "poll_interval must be at least"),
         ({"on_exhausted": "explode"}, "on_exhausted must be one of abandon, block"),
         ({"shutdown": "soon"}, "shutdown must be seconds or a timedelta"),
+        ({"performer": Recorder}, r"not a class: performer = Recorder\(\)"),
+        ({"performer": Performer()}, r"Performer needs perform\(job\), or methods marked with @action"),
+        ({"performer": print}, "must be a Performer or Workers, not builtin_function_or_method"),
+        ({"performer": Counting()}, r"not one Worker: performer = Workers\(Counting\)"),
+        ({"performer": Counting}, r"not one Worker: performer = Workers\(Counting\)"),
+        ({"settings": {"colour": "red"}}, "settings must be a Settings of yours, not dict"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(Misconfigured, match=message):
-        Queuetopia(repo=Repo("postgresql://nobody@127.0.0.1:1/none"), **options)
+        Queuetopia(**{"repo": Repo("postgresql://nobody@127.0.0.1:1/none"), **options})
+
+
+def test_a_dsn_is_no_repo_and_is_not_told() -> None:
+    with pytest.raises(Misconfigured, match=r"repo must be a Repo, as in repo = Repo\(dsn\)") as raised:
+        Queuetopia(repo="postgresql://u:secret@h/d")
+    assert "secret" not in str(raised.value)
 
 
 def test_the_scope_is_the_name_of_the_class() -> None:
