@@ -23,7 +23,7 @@ from pgqueuetopia.db.replies import Replies
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.sharing import SharedCommits
 from pgqueuetopia.db.table import Table
-from pgqueuetopia.declaring import part_faults
+from pgqueuetopia.declaring import misspelt, part_faults
 from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.failure import FailurePolicy, OnExhausted
 from pgqueuetopia.job import Defaults, Seconds, as_timedelta
@@ -46,6 +46,7 @@ from pgqueuetopia.workers import Workers
 log = structlog.get_logger("pgqueuetopia")
 
 DRAINED_LOOK = 0.05
+SETTINGS = {"repo", "performer", "scope", "settings", *options.NAMES}
 
 
 class Queuetopia(Creating, Operations, Reporting):
@@ -92,11 +93,14 @@ class Queuetopia(Creating, Operations, Reporting):
         }
         self._nodes: list[Node | TableNode] = []
         self._log = log.bind(scope=self.scope)
+        for name, meant in misspelt(type(self), Queuetopia, SETTINGS - given.keys()):
+            self._log.warning("attribute_ignored", name=name, hint=f"is {meant} meant?")
 
     def _set(self, given: Mapping[str, Any]) -> None:
-        known = {"repo", "performer", "scope", "settings", *options.NAMES}
-        if unknown := sorted(given.keys() - known):
-            raise Misconfigured(f"Unknown settings: {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
+        if unknown := sorted(given.keys() - SETTINGS):
+            raise Misconfigured(
+                f"Unknown settings: {', '.join(unknown)}. Known: {', '.join(sorted(SETTINGS))}."
+            )
         for name, value in given.items():
             setattr(self, name, value)
         if not hasattr(self, "scope"):

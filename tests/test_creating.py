@@ -5,6 +5,7 @@ import anyio
 import anyio.lowlevel
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from pgqueuetopia import (
     DatabaseUnavailable,
@@ -15,6 +16,7 @@ from pgqueuetopia import (
     Performer,
     Queuetopia,
     Repo,
+    Topic,
     Worker,
 )
 from tests.support import Recorder, an_app
@@ -175,6 +177,27 @@ def test_a_dsn_is_no_repo_and_is_not_told() -> None:
     with pytest.raises(Misconfigured, match=r"repo must be a Repo, as in repo = Repo\(dsn\)") as raised:
         Queuetopia(repo="postgresql://u:secret@h/d")
     assert "secret" not in str(raised.value)
+
+
+def test_a_misspelt_setting_of_a_class_is_told() -> None:
+    class Base(Queuetopia):
+        poll_intervall = 5
+
+    class Shop(Base):
+        concurency = 5
+        # All of these are its own.
+        topic = "mails"
+        topics = (Topic("mails"),)
+        colour = "red"
+
+        def repos(self) -> None: ...
+
+    with capture_logs() as logs:
+        Shop()
+    assert [(line["name"], line["hint"]) for line in logs] == [
+        ("concurency", "is concurrency meant?"),
+        ("poll_intervall", "is poll_interval meant?"),
+    ]
 
 
 def test_the_scope_is_the_name_of_the_class() -> None:
