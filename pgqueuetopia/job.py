@@ -18,6 +18,12 @@ DEEPEST_PARAMS = 200
 LONGEST_DELAY = timedelta(days=365_000)
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_INTEGER_BITS = 10_000
+LARGEST_ID = 2**63 - 1
+
+STATES = (
+    *("ready", "scheduled", "retrying", "blocked", "executing", "launched"),
+    *("succeeded", "abandoned", "discarded", "cancelled", "moved"),
+)
 
 Seconds = float | timedelta
 
@@ -228,12 +234,12 @@ def _seconds(value: Seconds) -> float:
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 
-def integer_faults(what: str, value: object, *, least: int) -> Iterator[str]:
+def integer_faults(what: str, value: object, *, least: int, most: int = LARGEST_INTEGER) -> Iterator[str]:
     """What is wrong with a number that the database is to hold."""
     if isinstance(value, bool) or not isinstance(value, int):
         yield f"{what} must be an integer, not {type(value).__name__}"
-    elif not least <= value <= LARGEST_INTEGER:
-        yield f"{what} must be between {least} and {LARGEST_INTEGER}, not {value}"
+    elif not least <= value <= most:
+        yield f"{what} must be between {least} and {most}, not {value}"
 
 
 def _schedule_faults(value: object) -> Iterator[str]:

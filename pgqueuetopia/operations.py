@@ -1,20 +1,33 @@
 """What operators do with the jobs of a scope."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import anyio
 
 from pgqueuetopia.db.replies import Replies
 from pgqueuetopia.db.repo import Repo
-from pgqueuetopia.errors import InvalidJob, JobNotFound, NoReply
-from pgqueuetopia.job import Job, Page, Seconds, as_timedelta, name_faults
+from pgqueuetopia.errors import InvalidJob, JobNotFound, Misconfigured, NoReply
+from pgqueuetopia.job import (
+    LARGEST_ID,
+    STATES,
+    Job,
+    Page,
+    Seconds,
+    as_timedelta,
+    integer_faults,
+    name_faults,
+)
 from pgqueuetopia.outcome import Reply
 from pgqueuetopia.status import BlockedQueue, Cancelled, Status, workers_of
 from pgqueuetopia.table.queue import TableQueue
 from pgqueuetopia.table.together import job_faults
 
 FILTER_PAGE = 1_000
+# What has not ended, in whatever state.
+PENDING = "pending"
+FIELDS = frozenset(one.name for one in fields(Job))
 # Of how many jobs that run status tells who runs them.
 MOST_EXECUTING = 1_000
 # In seconds: how long a job that is killed has to end, and how often it is looked at, less and less.
@@ -46,11 +59,12 @@ class Operations:
         )
 
     async def blocked_queues(self, *, limit: int = 100) -> list[BlockedQueue]:
-        """The queues whose head has failed and waits, those blocked longest first."""
+        """The queues whose head has failed and waits, those blocked longest first. Raises Misconfigured."""
+        _refuse(integer_faults("limit", limit, least=1))
         return [BlockedQueue(**row) for row in await self.repo.blocked_queues(self.scope, limit)]
 
     async def get_job(self, job: Job | int) -> Job:
-        """A job as it is now. Raises JobNotFound."""
+        """A job as it is now. Raises JobNotFound, or InvalidJob for what is neither a Job nor an id."""
         found = await self.repo.get_job(self.scope, _id(job))
         if found is None:
             raise JobNotFound(f"Scope {self.scope!r} has no job {_id(job)}.")
@@ -68,8 +82,12 @@ class Operations:
     ) -> Page:
         """A page of this scope's jobs in the order of creation; `after` is the `next` of the page before.
 
-        `state` is a Job's state; `search` finds text in queue, action and params (case counts).
+        `state` is a Job's state, or pending: all that have not ended; `search` finds text in queue, action
+        and params (case counts). Raises Misconfigured for another state, and for numbers that cannot be.
         """
+        _refuse(_state_faults(state))
+        _refuse(integer_faults("limit", limit, least=1))
+        _refuse(integer_faults("after", after, least=0, most=LARGEST_ID))
         filters = (queue, action, state, search or None)
         jobs = await self.repo.list_jobs(self.scope, *filters, after=after, limit=limit + 1)
         total = await self.repo.count_jobs(self.scope, *filters)
@@ -82,9 +100,11 @@ class Operations:
 
         A function of the job, or a dict of its fields (`params` and other dicts match as a subset): jobs that
         have not ended, running ones included. A string: jobs in that state ("abandoned"). They are read
-        a thousand at a time, so no queue is too long.
+        a thousand at a time, so no queue is too long. Raises Misconfigured for a state or a field that no
+        job has.
         """
-        state = condition if isinstance(condition, str) else "pending"
+        _refuse(_condition_faults(condition))
+        state = condition if isinstance(condition, str) else PENDING
         after: int | None = 0
         while after is not None:
             filters = (queue, None, state, None)
@@ -169,6 +189,26 @@ class Operations:
         return await self.repo.retry_jobs(self.scope, None, queue)
 
 
+def _refuse(faults: Iterable[str]) -> None:
+    if found := list(faults):
+        raise Misconfigured("; ".join(found))
+
+
+def _state_faults(state: object) -> Iterator[str]:
+    if state is not None and state not in (*STATES, PENDING):
+        yield f"A job is {', '.join(STATES)}, or {PENDING}; there is no state {state!r}"
+
+
+def _condition_faults(condition: object) -> Iterator[str]:
+    if isinstance(condition, Mapping):
+        if unknown := sorted(condition.keys() - FIELDS):
+            yield f"A job has no {', '.join(unknown)}; it has: {', '.join(sorted(FIELDS))}"
+    elif isinstance(condition, str):
+        yield from _state_faults(condition)
+    elif not callable(condition):
+        yield f"a condition is a function, a dict or a state, not {type(condition).__name__}"
+
+
 def _meets(job: Job, condition: Callable[[Job], object] | Mapping[str, Any]) -> bool:
     if callable(condition):
         return bool(condition(job))
@@ -183,4 +223,8 @@ def _matches(value: object, wanted: object) -> bool:
 
 
 def _id(job: Job | int) -> int:
-    return job.id if isinstance(job, Job) else job
+    number = job.id if isinstance(job, Job) else job
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise InvalidJob([f"job must be a Job or its id, not {number!r}"])
+    # What the database cannot hold is no job's id, and neither is the largest that it can.
+    return max(-LARGEST_ID, min(number, LARGEST_ID))
