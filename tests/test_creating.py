@@ -1,3 +1,4 @@
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -160,6 +161,14 @@ async def test_what_the_database_refuses_is_an_error_of_ours(dsn: str) -> None:
         ({"poll_interval": -1}, "poll_interval must be at least"),
         ({"on_exhausted": "explode"}, "on_exhausted must be one of abandon, block"),
         ({"shutdown": "soon"}, "shutdown must be seconds or a timedelta"),
+        (
+            {"cleanup_interval": None},
+            "cleanup_interval must be seconds .* leave it out for what it is by default",
+        ),
+        ({"poll_interval": math.nan}, "poll_interval must be at least"),
+        ({"poll_interval": 10**400}, "poll_interval must be at most 31,536,000,000 seconds"),
+        ({"job_retention": timedelta.max}, "job_retention must be at most 31,536,000,000 seconds"),
+        ({"session_timeout": timedelta(days=2)}, "session_timeout must be at most 86,400 seconds"),
         ({"performer": Recorder}, r"not a class: performer = Recorder\(\)"),
         ({"performer": Performer()}, r"Performer needs perform\(job\), or methods marked with @action"),
         ({"performer": print}, "must be a Performer or Workers, not builtin_function_or_method"),
@@ -171,6 +180,11 @@ async def test_what_the_database_refuses_is_an_error_of_ours(dsn: str) -> None:
 def test_settings_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(Misconfigured, match=message):
         Queuetopia(**{"repo": Repo("postgresql://nobody@127.0.0.1:1/none"), **options})
+
+
+async def test_the_longest_session_timeout_can_be_set(dsn: str) -> None:
+    async with an_app(dsn, Recorder(), session_timeout=timedelta(days=1)) as app, app.running():
+        assert (await app.status()).nodes
 
 
 def test_a_dsn_is_no_repo_and_is_not_told() -> None:

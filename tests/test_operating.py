@@ -214,6 +214,12 @@ async def test_the_cleaner_removes_what_ended_long_ago(
         assert (await other.list_jobs(limit=1)).total == 2500
 
 
+async def test_a_job_can_be_kept_for_ever(dsn: str) -> None:
+    async with an_app(dsn, job_retention=timedelta(days=365_000)) as app:
+        await app.cancel(await app.create_job("q", "a"))
+        assert await app.repo.clean("Test", timedelta(days=365_000), 10) == 0
+
+
 async def total_is(app: Any, total: int) -> bool:
     return bool((await app.list_jobs(limit=1)).total == total)
 
