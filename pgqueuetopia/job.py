@@ -279,8 +279,13 @@ def count_faults(what: str, count: object) -> list[str]:
 
 def json_text(what: str, value: object, longest: int) -> tuple[str, list[str]]:
     """A value as JSON of at most so many characters, and what is wrong with it: then the text is empty."""
-    faults = list(json_faults(what, value))
-    text = "" if faults else json.dumps(value)
+    try:
+        plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    except Exception as error:
+        # A serializer of the user's may raise anything.
+        return "", [f"{what} cannot be dumped: {type(error).__name__}: {error}"]
+    faults = list(json_faults(what, plain))
+    text = "" if faults else json.dumps(plain)
     if len(text) > longest:
         return "", [f"{what} has {len(text):,} characters; at most {longest:,} are stored"]
     return text, faults

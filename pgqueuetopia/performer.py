@@ -162,9 +162,9 @@ def can_perform(performer: BasePerformer | type[BasePerformer]) -> bool:
 class Performer(BasePerformer):
     """Subclass it and implement `perform`, or methods marked with `@action`.
 
-    Returning None, Ok(value) or any other JSON value is success; Err(message) or a raise is failure;
-    Snooze(delay) asks to be called again later; Launched(handle) says that the job goes on until the
-    handle ends. An `async def` runs on the event loop; a plain `def` runs in a thread, which nothing can
+    Returning None, Ok(value), any other JSON value or a pydantic model is success; Err(message) or a raise
+    is failure; Snooze(delay) asks to be called again later; Launched(handle) says that the job goes on until
+    the handle ends. An `async def` runs on the event loop; a plain `def` runs in a thread, which nothing can
     stop: its queue waits until it returns, however late.
     """
 

@@ -2,14 +2,14 @@
 
 import os
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import anyio
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_serializer
 
-from pgqueuetopia import Err, Job, Ok, Performer, Queuetopia, Snooze, action
+from pgqueuetopia import Err, Job, Ok, Performer, Queuetopia, Snooze, action, progress
 from pgqueuetopia.node import run
 from tests.support import Recorder, an_app, eventually
 
@@ -77,8 +77,24 @@ async def test_nothing_overtakes_a_job_that_has_failed_once(dsn: str) -> None:
     assert performer.ids == [failing.id, failing.id, earlier.id]
 
 
+class Sent(BaseModel):
+    on: date
+
+
+SENT = Sent(on=date(2026, 1, 2))
+
+
 @pytest.mark.parametrize(
-    ("answer", "result"), [(None, None), (Ok({"a": 1}), {"a": 1}), (Ok(), None), ("text", "text"), ([1], [1])]
+    ("answer", "result"),
+    [
+        (None, None),
+        (Ok({"a": 1}), {"a": 1}),
+        (Ok(), None),
+        ("text", "text"),
+        ([1], [1]),
+        (SENT, {"on": "2026-01-02"}),
+        (Ok(SENT), {"on": "2026-01-02"}),
+    ],
 )
 async def test_none_ok_and_any_value_are_success(dsn: str, answer: Any, result: Any) -> None:
     async with an_app(dsn, Recorder(lambda job: answer)) as app, app.running():
@@ -93,8 +109,23 @@ async def is_done(app: Any, job: Job) -> bool:
     return (await app.get_job(job)).done_at is not None
 
 
-async def test_a_result_that_is_not_json_is_not_stored_and_the_job_has_succeeded(dsn: str) -> None:
-    async with an_app(dsn, Recorder(lambda job: object())) as app, app.running():
+class Undumpable(BaseModel):
+    @field_serializer("*")
+    def dump(self, value: object) -> object:
+        raise RuntimeError("no")
+
+    a: int = 1
+
+
+@pytest.mark.parametrize("answer", [object(), Undumpable()])
+async def test_a_result_that_is_not_json_is_not_stored_and_the_job_has_succeeded(
+    dsn: str, answer: object
+) -> None:
+    def perform(job: Job) -> object:
+        progress(answer)
+        return answer
+
+    async with an_app(dsn, Recorder(perform)) as app, app.running():
         job = await app.create_job("q", "a")
         await eventually(lambda: is_done(app, job))
         assert (await app.get_job(job)).result is None
