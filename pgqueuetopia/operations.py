@@ -17,6 +17,7 @@ from pgqueuetopia.job import (
     Seconds,
     as_timedelta,
     integer_faults,
+    is_duration,
     name_faults,
 )
 from pgqueuetopia.outcome import Reply
@@ -118,10 +119,13 @@ class Operations:
         """What became of a job created with `reply=True`: the reply after the one that was read last.
 
         One for each attempt that tells something, in order: Ok(result), Retrying(error), Moved(queue) or
-        Err(error) (Honeydew's yield); None after `timeout` seconds. Any process may ask; each instance begins
-        with the first reply. Replies are kept as long as the job is, an hour at least. Raises NoReply,
-        JobNotFound, DatabaseUnavailable.
+        Err(error) (Honeydew's yield); None after `timeout` seconds, with 0 at once if none is there. Any
+        process may ask; each instance begins with the first reply. Replies are kept as long as the job is, an
+        hour at least. Raises NoReply, JobNotFound, DatabaseUnavailable, and Misconfigured for a timeout that
+        cannot be.
         """
+        if not is_duration(timeout):
+            raise Misconfigured(f"timeout must be seconds or a timedelta, and not negative, not {timeout!r}")
         found = job if isinstance(job, Job) else await self.get_job(job)
         if not found.reply:
             raise NoReply(f"Job {found.id} has no replies: create it with create_job(..., reply=True).")
