@@ -1,10 +1,21 @@
-"""What operators and applications do with single jobs: filter, move, cancel what runs (Honeydew)."""
+"""What operators and applications do with single jobs: filter, move, cancel what runs (Honeydew); by SQL."""
 
 import time
 
+import asyncpg
 import pytest
 
-from pgqueuetopia import Cancelled, InvalidJob, Job, JobNotFound, Moved, Ok, Queuetopia, operations
+from pgqueuetopia import (
+    Cancelled,
+    DatabaseRefused,
+    InvalidJob,
+    Job,
+    JobNotFound,
+    Moved,
+    Ok,
+    Queuetopia,
+    operations,
+)
 from tests.node.test_session_loss import Held
 from tests.support import Recorder, an_app, eventually
 
@@ -117,3 +128,35 @@ async def test_kill_says_of_a_job_that_does_not_run_what_cancel_says(dsn: str) -
         job = await app.create_job("q", "a")
         assert await app.cancel(job, kill=True) is Cancelled.OK
         assert await app.cancel(job, kill=True) is Cancelled.NOT_FOUND
+
+
+@pytest.mark.parametrize("column", ["updated_at", "next_attempt_at"])
+@pytest.mark.parametrize("time", ["4000-01-01 BC", "-infinity"])
+async def test_a_time_that_python_cannot_read_ends_no_node(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", column: str, time: str
+) -> None:
+    performer = Recorder()
+    async with an_app(dsn, performer) as app, app.running():
+        for _ in range(20):
+            await connection.execute(
+                f"insert into pgqueuetopia.jobs (scope, queue, action, {column})"
+                f" values ('Test', 'q', 'a', '{time}')"
+            )
+        await eventually(lambda: len(performer.performed) == 20)
+    assert all(job.next_attempt_at is None for job in performer.performed)
+    assert all(job.updated_at == job.inserted_at for job in performer.performed)
+
+
+async def test_a_time_that_python_cannot_read_is_told_to_who_looks(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with an_app(dsn) as app:
+        job = await app.create_job("q", "a")
+        for time in ("4000-01-01 BC", "20000-01-01"):
+            await connection.execute(f"update pgqueuetopia.jobs set updated_at = '{time}'")
+            with pytest.raises(DatabaseRefused, match="before the year 1 or after 9999"):
+                await app.list_jobs()
+        await connection.execute("update pgqueuetopia.jobs set updated_at = inserted_at")
+        assert await app.get_job(job) == job
+        with pytest.raises(asyncpg.CheckViolationError, match="moment_in_range"):
+            await connection.execute("update pgqueuetopia.jobs set inserted_at = '4000-01-01 BC'")
