@@ -89,7 +89,7 @@ class Job:
             "attempt": f"{self.attempts} of {self.max_attempts}",
             "next attempt": self.next_attempt_at or "none",
             "params": json.dumps(self.params),
-            "error": last["error"],
+            "error": last.get("error", ""),
         }
         rows = "".join(
             f"<tr><th>{name}</th><td>{escape(str(fact))}</td></tr>" for name, fact in facts.items()
@@ -264,10 +264,12 @@ def _params_faults(params: object) -> Iterator[str]:
 
 
 def is_duration(value: object) -> bool:
-    """Whether it is a time that can be waited for: finite seconds or a timedelta, and not negative."""
+    """Whether it is a time that can be waited for: seconds or a timedelta, not negative, not too long."""
     if isinstance(value, timedelta):
         return value >= timedelta(0)
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value <= LONGEST_DELAY.total_seconds()
 
 
 def count_faults(what: str, count: object) -> list[str]:

@@ -8,12 +8,14 @@ import pytest
 from pgqueuetopia import (
     Cancelled,
     DatabaseRefused,
+    Err,
     InvalidJob,
     Job,
     JobNotFound,
     Moved,
     Ok,
     Queuetopia,
+    Retry,
     operations,
 )
 from tests.node.test_session_loss import Held
@@ -160,3 +162,27 @@ async def test_a_time_that_python_cannot_read_is_told_to_who_looks(
         assert await app.get_job(job) == job
         with pytest.raises(asyncpg.CheckViolationError, match="moment_in_range"):
             await connection.execute("update pgqueuetopia.jobs set inserted_at = '4000-01-01 BC'")
+
+
+DEEP = "[" * 3000 + "]" * 3000
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("errors", DEEP), ("errors", "[1, {}]"), ("failure_mode", f'{{"mode": {DEEP}}}')]
+)
+async def test_errors_and_failure_modes_of_any_kind_end_no_node(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", column: str, value: str
+) -> None:
+    performer = Recorder(lambda job: Err("no") if job.action == "fail" else None)
+    # Its attempts are spent: its last error says whether it has told so.
+    write = f"""insert into pgqueuetopia.jobs (scope, queue, action, attempts, {column})
+        values ('Test', 'q', 'fail', $2, $1)"""
+    async with an_app(dsn, performer, failure_mode=Retry(times=1)) as app, app.running():
+        await connection.execute(write, value, 40)
+        await connection.execute(write, value, 0)
+        behind = await app.create_job("q", "work")
+        await eventually(lambda: is_in(app, behind, "succeeded"))
+        page = await app.list_jobs()
+        assert [job.state for job in page] == ["abandoned", "abandoned", "succeeded"]
+        assert all(isinstance(error, dict) for job in page for error in job.errors)
+        assert page[0].failure_report()
