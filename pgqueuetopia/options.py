@@ -86,6 +86,12 @@ def check(name: str, scope: str, options: Options, others: Iterable[str]) -> Non
         raise Misconfigured(f"{name}: {'; '.join(faults)}")
 
 
+def check_queue(queue: object) -> None:
+    """Raise Misconfigured for what can be no queue's name; None stands for all."""
+    if queue is not None and (faults := list(name_faults("queue", queue))):
+        raise Misconfigured("; ".join(faults))
+
+
 def _faults(options: Options) -> Iterator[str]:
     yield from _duration_faults("poll_interval", options.poll_interval, least=0.001)
     yield from _duration_faults("cleanup_interval", options.cleanup_interval, least=0.001)

@@ -158,7 +158,8 @@ class Queuetopia(Creating, Operations, Reporting):
                 f"{type(self).__name__} needs a performer to run jobs: performer = MyPerformer()"
             )
         name = f"{socket.gethostname()[:20]}-{os.getpid()}-{secrets.token_hex(2)}".replace(" ", "-")
-        performer, plan, policy = self.performer or BasePerformer(), self._plan(), self._policy()
+        performer = BasePerformer() if self.performer is None else self.performer
+        plan, policy = self._plan(), self._policy()
         tables = Tables(self.table_queues, self.repo, plan, policy, performer, name)
         if tables.are_all_there_is:
             return TableNode(name, plan, tables)
@@ -227,8 +228,9 @@ class Queuetopia(Creating, Operations, Reporting):
 
         No job starts after this has returned; those that run go on, and with `wait` it returns when they have
         ended. A suspension is kept until `resume`, through deploys; a local one as long as this instance.
-        Raises Misconfigured for a queue where `per_queue_suspension` is off.
+        Raises Misconfigured for a queue where `per_queue_suspension` is off, and for what is no queue's name.
         """
+        options.check_queue(queue)
         if local:
             self._pause_here(queue, paused=True)
         elif queue is not None and not self.per_queue_suspension:
@@ -247,6 +249,7 @@ class Queuetopia(Creating, Operations, Reporting):
 
     async def resume(self, queue: str | None = None, *, local: bool = False) -> None:
         """Undo `suspend`: jobs start at once. A suspension by scope `*`, or by the other kind, stays."""
+        options.check_queue(queue)
         if local:
             self._pause_here(queue, paused=False)
             return

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from pydantic import BaseModel, field_serializer
 
-from pgqueuetopia import Err, Job, Ok, Performer, Queuetopia, Snooze, action, progress
+from pgqueuetopia import Err, InvalidJob, Job, Ok, Performer, Queuetopia, Snooze, action, progress
 from pgqueuetopia.node import run
 from tests.support import Recorder, an_app, eventually
 
@@ -75,6 +75,20 @@ async def test_nothing_overtakes_a_job_that_has_failed_once(dsn: str) -> None:
         earlier = await app.create_job("q", "work", scheduled_at=timedelta(days=-1))
         await eventually(lambda: len(performer.performed) == 3)
     assert performer.ids == [failing.id, failing.id, earlier.id]
+
+
+async def test_a_performer_that_is_an_empty_collection_is_one_all_the_same(dsn: str) -> None:
+    class Sizes(list[int], Performer):
+        @action("measure")
+        def measure(self, job: Job) -> None:
+            self.append(job.id)
+
+    sizes = Sizes()
+    async with an_app(dsn, sizes) as app, app.running():
+        with pytest.raises(InvalidJob, match="action 'other' is unknown"):
+            await app.create_job("q", "other")
+        job = await app.create_job("q", "measure")
+        await eventually(lambda: sizes == [job.id])
 
 
 class Sent(BaseModel):
