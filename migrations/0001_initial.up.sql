@@ -63,7 +63,7 @@ create table pgqueuetopia.jobs (
   moved_from bigint,
   topic boolean not null default false,
   launched_at timestamptz,
-  inserted_at timestamptz not null default now(),
+  inserted_at pgqueuetopia.moment not null default now(),
   updated_at timestamptz not null default now(),
   constraint jobs_done_with_outcome check ((done_at is null) = (outcome is null))
 )

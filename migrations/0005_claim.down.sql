@@ -3,6 +3,7 @@ drop type pgqueuetopia.claims;
 drop function pgqueuetopia.let_go;
 drop function pgqueuetopia.look;
 drop function pgqueuetopia.as_claimed;
+drop function pgqueuetopia.readable;
 drop type pgqueuetopia.claimed_job;
 drop function pgqueuetopia.since_crash;
 drop table pgqueuetopia.uncrashed;

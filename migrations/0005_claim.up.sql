@@ -56,6 +56,11 @@ create type pgqueuetopia.claimed_job as (
   moved_from bigint
 );
 
+-- A time that a node can read; null for any other, which somebody has written by hand.
+create function pgqueuetopia.readable(t timestamptz) returns timestamptz
+language sql immutable
+return case when t between '0001-01-02 00:00:00Z' and '9999-12-30 00:00:00Z' then t end;
+
 -- A job as a node gets it that runs it, its attempts and so many more being counted. Params of more than 64 kB (compressed)
 -- are left out, to be fetched by whoever runs the job: a hundred large ones at once would not fit into one answer.
 create function pgqueuetopia.as_claimed(j pgqueuetopia.jobs, more_attempts integer) returns pgqueuetopia.claimed_job
@@ -67,12 +72,12 @@ return row(
   nullif(j.timeout, interval '60 seconds'),
   nullif(j.max_backoff, interval '1 day'),
   nullif(j.max_attempts, 20),
-  j.scheduled_at, j.next_attempt_at,
+  j.scheduled_at, pgqueuetopia.readable(j.next_attempt_at),
   nullif(j.attempts + more_attempts, 1),
   j.claim, j.attempted_at,
   nullif(j.errors, '[]'),
   nullif(j.inserted_at, j.scheduled_at),
-  nullif(j.updated_at, j.inserted_at),
+  pgqueuetopia.readable(nullif(j.updated_at, j.inserted_at)),
   j.failure_mode,
   nullif(j.reply, false),
   j.moved_from

@@ -107,7 +107,7 @@ class Creating:
         return self._defaults.get(queue, NO_TOPIC) if isinstance(queue, str) else NO_TOPIC
 
     def _refusal(self, action: str, params: object) -> list[str]:
-        return self.performer.faults(action, params) if self.performer else []
+        return [] if self.performer is None else self.performer.faults(action, params)
 
 
 def _no_refusal(action: str, params: object) -> list[str]:

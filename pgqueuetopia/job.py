@@ -18,6 +18,12 @@ DEEPEST_PARAMS = 200
 LONGEST_DELAY = timedelta(days=365_000)
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_INTEGER_BITS = 10_000
+LARGEST_ID = 2**63 - 1
+
+STATES = (
+    *("ready", "scheduled", "retrying", "blocked", "executing", "launched"),
+    *("succeeded", "abandoned", "discarded", "cancelled", "moved"),
+)
 
 Seconds = float | timedelta
 
@@ -83,7 +89,7 @@ class Job:
             "attempt": f"{self.attempts} of {self.max_attempts}",
             "next attempt": self.next_attempt_at or "none",
             "params": json.dumps(self.params),
-            "error": last["error"],
+            "error": last.get("error", ""),
         }
         rows = "".join(
             f"<tr><th>{name}</th><td>{escape(str(fact))}</td></tr>" for name, fact in facts.items()
@@ -228,12 +234,12 @@ def _seconds(value: Seconds) -> float:
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 
-def integer_faults(what: str, value: object, *, least: int) -> Iterator[str]:
+def integer_faults(what: str, value: object, *, least: int, most: int = LARGEST_INTEGER) -> Iterator[str]:
     """What is wrong with a number that the database is to hold."""
     if isinstance(value, bool) or not isinstance(value, int):
         yield f"{what} must be an integer, not {type(value).__name__}"
-    elif not least <= value <= LARGEST_INTEGER:
-        yield f"{what} must be between {least} and {LARGEST_INTEGER}, not {value}"
+    elif not least <= value <= most:
+        yield f"{what} must be between {least} and {most}, not {value}"
 
 
 def _schedule_faults(value: object) -> Iterator[str]:
@@ -258,10 +264,12 @@ def _params_faults(params: object) -> Iterator[str]:
 
 
 def is_duration(value: object) -> bool:
-    """Whether it is a time that can be waited for: finite seconds or a timedelta, and not negative."""
+    """Whether it is a time that can be waited for: seconds or a timedelta, not negative, not too long."""
     if isinstance(value, timedelta):
         return value >= timedelta(0)
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value <= LONGEST_DELAY.total_seconds()
 
 
 def count_faults(what: str, count: object) -> list[str]:
@@ -273,8 +281,13 @@ def count_faults(what: str, count: object) -> list[str]:
 
 def json_text(what: str, value: object, longest: int) -> tuple[str, list[str]]:
     """A value as JSON of at most so many characters, and what is wrong with it: then the text is empty."""
-    faults = list(json_faults(what, value))
-    text = "" if faults else json.dumps(value)
+    try:
+        plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    except Exception as error:
+        # A serializer of the user's may raise anything.
+        return "", [f"{what} cannot be dumped: {type(error).__name__}: {error}"]
+    faults = list(json_faults(what, plain))
+    text = "" if faults else json.dumps(plain)
     if len(text) > longest:
         return "", [f"{what} has {len(text):,} characters; at most {longest:,} are stored"]
     return text, faults

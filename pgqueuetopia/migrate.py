@@ -8,7 +8,7 @@ import anyio
 
 from pgqueuetopia import migrate_table
 from pgqueuetopia.db import migrations
-from pgqueuetopia.errors import QueuetopiaError
+from pgqueuetopia.errors import MigrationFailed, QueuetopiaError
 
 TABLE = "To make a queue of a table of yours: python -m pgqueuetopia.migrate table --help"
 
@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[:1] == ["table"]:
             return anyio.run(migrate_table.run, migrate_table.parser().parse_args(words[1:]))
         options = _parser().parse_args(words)
+        _check_version(options)
         return anyio.run(_COMMANDS[options.command], options)
     except QueuetopiaError as error:
         sys.stderr.write(f"{error}\n")
@@ -35,6 +36,13 @@ def _parser() -> argparse.ArgumentParser:
         help="the database; else $PGQUEUETOPIA_DSN, $DATABASE_URL, or libpq's PG* variables",
     )
     return parser
+
+
+def _check_version(options: argparse.Namespace) -> None:
+    """Raise MigrationFailed for a version that there is not: down to 0 removes everything."""
+    least, newest = int(options.command != "down"), migrations.all_migrations()[-1].version
+    if options.to is not None and not least <= options.to <= newest:
+        raise MigrationFailed(f"--to must be between {least} and {newest}, the newest, not {options.to}.")
 
 
 async def _up(options: argparse.Namespace) -> int:

@@ -1,20 +1,34 @@
 """What operators do with the jobs of a scope."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import anyio
 
 from pgqueuetopia.db.replies import Replies
 from pgqueuetopia.db.repo import Repo
-from pgqueuetopia.errors import InvalidJob, JobNotFound, NoReply
-from pgqueuetopia.job import Job, Page, Seconds, as_timedelta, name_faults
+from pgqueuetopia.errors import InvalidJob, JobNotFound, Misconfigured, NoReply
+from pgqueuetopia.job import (
+    LARGEST_ID,
+    STATES,
+    Job,
+    Page,
+    Seconds,
+    as_timedelta,
+    integer_faults,
+    is_duration,
+    name_faults,
+)
 from pgqueuetopia.outcome import Reply
 from pgqueuetopia.status import BlockedQueue, Cancelled, Status, workers_of
 from pgqueuetopia.table.queue import TableQueue
 from pgqueuetopia.table.together import job_faults
 
 FILTER_PAGE = 1_000
+# What has not ended, in whatever state.
+PENDING = "pending"
+FIELDS = frozenset(one.name for one in fields(Job))
 # Of how many jobs that run status tells who runs them.
 MOST_EXECUTING = 1_000
 # In seconds: how long a job that is killed has to end, and how often it is looked at, less and less.
@@ -46,11 +60,12 @@ class Operations:
         )
 
     async def blocked_queues(self, *, limit: int = 100) -> list[BlockedQueue]:
-        """The queues whose head has failed and waits, those blocked longest first."""
+        """The queues whose head has failed and waits, those blocked longest first. Raises Misconfigured."""
+        _refuse(integer_faults("limit", limit, least=1))
         return [BlockedQueue(**row) for row in await self.repo.blocked_queues(self.scope, limit)]
 
     async def get_job(self, job: Job | int) -> Job:
-        """A job as it is now. Raises JobNotFound."""
+        """A job as it is now. Raises JobNotFound, or InvalidJob for what is neither a Job nor an id."""
         found = await self.repo.get_job(self.scope, _id(job))
         if found is None:
             raise JobNotFound(f"Scope {self.scope!r} has no job {_id(job)}.")
@@ -68,8 +83,12 @@ class Operations:
     ) -> Page:
         """A page of this scope's jobs in the order of creation; `after` is the `next` of the page before.
 
-        `state` is a Job's state; `search` finds text in queue, action and params (case counts).
+        `state` is a Job's state, or pending: all that have not ended; `search` finds text in queue, action
+        and params (case counts). Raises Misconfigured for another state, and for numbers that cannot be.
         """
+        _refuse(_state_faults(state))
+        _refuse(integer_faults("limit", limit, least=1))
+        _refuse(integer_faults("after", after, least=0, most=LARGEST_ID))
         filters = (queue, action, state, search or None)
         jobs = await self.repo.list_jobs(self.scope, *filters, after=after, limit=limit + 1)
         total = await self.repo.count_jobs(self.scope, *filters)
@@ -82,9 +101,11 @@ class Operations:
 
         A function of the job, or a dict of its fields (`params` and other dicts match as a subset): jobs that
         have not ended, running ones included. A string: jobs in that state ("abandoned"). They are read
-        a thousand at a time, so no queue is too long.
+        a thousand at a time, so no queue is too long. Raises Misconfigured for a state or a field that no
+        job has.
         """
-        state = condition if isinstance(condition, str) else "pending"
+        _refuse(_condition_faults(condition))
+        state = condition if isinstance(condition, str) else PENDING
         after: int | None = 0
         while after is not None:
             filters = (queue, None, state, None)
@@ -98,10 +119,13 @@ class Operations:
         """What became of a job created with `reply=True`: the reply after the one that was read last.
 
         One for each attempt that tells something, in order: Ok(result), Retrying(error), Moved(queue) or
-        Err(error) (Honeydew's yield); None after `timeout` seconds. Any process may ask; each instance begins
-        with the first reply. Replies are kept as long as the job is, an hour at least. Raises NoReply,
-        JobNotFound, DatabaseUnavailable.
+        Err(error) (Honeydew's yield); None after `timeout` seconds, with 0 at once if none is there. Any
+        process may ask; each instance begins with the first reply. Replies are kept as long as the job is, an
+        hour at least. Raises NoReply, JobNotFound, DatabaseUnavailable, and Misconfigured for a timeout that
+        cannot be.
         """
+        if not is_duration(timeout):
+            raise Misconfigured(f"timeout must be seconds or a timedelta, and not negative, not {timeout!r}")
         found = job if isinstance(job, Job) else await self.get_job(job)
         if not found.reply:
             raise NoReply(f"Job {found.id} has no replies: create it with create_job(..., reply=True).")
@@ -169,6 +193,26 @@ class Operations:
         return await self.repo.retry_jobs(self.scope, None, queue)
 
 
+def _refuse(faults: Iterable[str]) -> None:
+    if found := list(faults):
+        raise Misconfigured("; ".join(found))
+
+
+def _state_faults(state: object) -> Iterator[str]:
+    if state is not None and state not in (*STATES, PENDING):
+        yield f"A job is {', '.join(STATES)}, or {PENDING}; there is no state {state!r}"
+
+
+def _condition_faults(condition: object) -> Iterator[str]:
+    if isinstance(condition, Mapping):
+        if unknown := sorted(condition.keys() - FIELDS):
+            yield f"A job has no {', '.join(unknown)}; it has: {', '.join(sorted(FIELDS))}"
+    elif isinstance(condition, str):
+        yield from _state_faults(condition)
+    elif not callable(condition):
+        yield f"a condition is a function, a dict or a state, not {type(condition).__name__}"
+
+
 def _meets(job: Job, condition: Callable[[Job], object] | Mapping[str, Any]) -> bool:
     if callable(condition):
         return bool(condition(job))
@@ -183,4 +227,8 @@ def _matches(value: object, wanted: object) -> bool:
 
 
 def _id(job: Job | int) -> int:
-    return job.id if isinstance(job, Job) else job
+    number = job.id if isinstance(job, Job) else job
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise InvalidJob([f"job must be a Job or its id, not {number!r}"])
+    # What the database cannot hold is no job's id, and neither is the largest that it can.
+    return max(-LARGEST_ID, min(number, LARGEST_ID))

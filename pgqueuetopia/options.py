@@ -1,15 +1,14 @@
 """The settings of a Queuetopia, checked when one is made."""
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any, get_args
 
 from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.failure import OnExhausted
-from pgqueuetopia.job import Seconds, as_timedelta, count_faults, name_faults
+from pgqueuetopia.job import LONGEST_DELAY, Seconds, count_faults, name_faults
 from pgqueuetopia.modes import FailureMode, SuccessMode, callable_faults, failure_mode_faults
 from pgqueuetopia.table import together
 from pgqueuetopia.table.queue import TableQueue
@@ -28,7 +27,8 @@ class Options:
         Not for Workers and topics, and not while somebody listens to events.
     on_exhausted: what follows the last failed attempt: "abandon" the job, or "block" its queue until an
         operator retries or abandons it.
-    job_retention: how long a job is kept after it has ended; 0 removes it as it ends.
+    job_retention: how long a job is kept after it has ended; 0 removes it as it ends, timedelta(days=365_000)
+        never.
     cleanup_interval: how often old jobs are removed.
     shutdown: how long a node that leaves lets its jobs run, before it cancels them; Workers have their own.
     session_timeout: how long, at most, a node that was cut off from the database keeps its queues. It has
@@ -71,16 +71,25 @@ class Options:
     table_queues: Sequence[TableQueue] = ()
 
 
+# The kernel counts a third of it, the pause between signs of life, in 15 bits.
+LONGEST_SESSION = timedelta(days=1)
+
 NAMES = frozenset(one.name for one in fields(Options))
 
 
-def check(name: str, scope: str, options: Options) -> None:
-    """Raise Misconfigured with all that is wrong with a Queuetopia's settings."""
-    faults = [*name_faults("scope", scope), *_faults(options)]
+def check(name: str, scope: str, options: Options, others: Iterable[str]) -> None:
+    """Raise Misconfigured with all that is wrong with a Queuetopia's settings, the other faults included."""
+    faults = [*name_faults("scope", scope), *others, *_faults(options)]
     if scope == "*":
         faults.append("scope '*' stands for every scope; choose a name")
     if faults:
         raise Misconfigured(f"{name}: {'; '.join(faults)}")
+
+
+def check_queue(queue: object) -> None:
+    """Raise Misconfigured for what can be no queue's name; None stands for all."""
+    if queue is not None and (faults := list(name_faults("queue", queue))):
+        raise Misconfigured("; ".join(faults))
 
 
 def _faults(options: Options) -> Iterator[str]:
@@ -88,7 +97,7 @@ def _faults(options: Options) -> Iterator[str]:
     yield from _duration_faults("cleanup_interval", options.cleanup_interval, least=0.001)
     yield from _duration_faults("job_retention", options.job_retention, least=0)
     yield from _duration_faults("shutdown", options.shutdown, least=0)
-    yield from _duration_faults("session_timeout", options.session_timeout, least=1)
+    yield from _duration_faults("session_timeout", options.session_timeout, least=1, most=LONGEST_SESSION)
     yield from _duration_faults("max_job_time", options.max_job_time, least=0)
     yield from _duration_faults("retry_seconds", options.retry_seconds, least=0)
     yield from _mode_faults(options)
@@ -129,10 +138,14 @@ def _table_faults(options: Options) -> Iterator[str]:
     yield from together.faults(options.table_queues, topics, options.failure_mode, options.failure_modes)
 
 
-def _duration_faults(name: str, value: Any, *, least: float) -> Iterator[str]:
-    if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
+def _duration_faults(
+    name: str, value: Any, *, least: float, most: timedelta = LONGEST_DELAY
+) -> Iterator[str]:
+    if value is None:
+        yield f"{name} must be seconds or a timedelta, not None; leave it out for what it is by default"
+    elif isinstance(value, bool) or not isinstance(value, int | float | timedelta):
         yield f"{name} must be seconds or a timedelta, not {type(value).__name__}"
-    elif not isinstance(value, timedelta) and not math.isfinite(value):
-        yield f"{name} must be finite"
-    elif as_timedelta(value) < timedelta(seconds=least):
+    elif not least <= (seconds := value.total_seconds() if isinstance(value, timedelta) else value):
         yield f"{name} must be at least {least:g} seconds"
+    elif seconds > most.total_seconds():
+        yield f"{name} must be at most {most.total_seconds():,.0f} seconds"

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Ok:
-    """Success; `value` is stored as the job's result (anything JSON)."""
+    """Success; `value` is stored as the job's result: anything JSON, or a pydantic model, dumped."""
 
     value: Any = None
 

@@ -18,20 +18,19 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A performer's method for one action: its name, its parameter's model, what else it takes."""
+    """A performer's method for an action: its name, its parameter's model, what it takes in which order."""
 
     method: str
     model: type[BaseModel] | None
-    takes_job: bool
-    takes_state: bool
+    takes: tuple[str, ...]
 
 
 def action(name: str) -> Callable[[Method], Method]:
     """Register a Performer's method for jobs with this action.
 
-    The method takes a pydantic model, and the Job after it if it wants to: create_job then refuses params
-    that the model refuses. With no model it takes the Job alone, or nothing. Plain `def` methods run in a
-    thread.
+    The method takes a pydantic model and the Job, in either order, one of them or nothing: by their
+    annotations, the Job by the name `job`, too. With a model create_job refuses params that the model
+    refuses. Plain `def` methods run in a thread.
     """
 
     def mark(method: Method) -> Method:
@@ -52,39 +51,50 @@ def _model_faults(model: type[BaseModel], params: object) -> list[str]:
 
 
 def _actions_of(performer: "type[BasePerformer]") -> dict[str, Action]:
-    return {
-        member.__action__: _action(performer, attribute, member)
-        for attribute, member in vars(performer).items()
+    """Its own, and those of its bases, a mixin's too, as it has overridden them."""
+    attributes = {
+        member.__action__: attribute
+        for base in reversed(performer.__mro__)
+        for attribute, member in vars(base).items()
         if hasattr(member, "__action__")
     }
+    return {name: _action(performer, attribute) for name, attribute in attributes.items()}
 
 
-def _action(performer: "type[BasePerformer]", attribute: str, method: Callable[..., Any]) -> Action:
+def _action(performer: "type[BasePerformer]", attribute: str) -> Action:
+    method = getattr(performer, attribute)
     hints = get_type_hints(method)
-    every = list(inspect.signature(method).parameters)[1:]
-    # A Worker's own; it comes last.
-    names = [name for name in every if name != "state"]
-    takes_state = len(names) < len(every)
-    models = [hints.get(name) for name in names if hints.get(name) is not Job and name != "job"]
-    match models:
-        case []:
-            return Action(attribute, None, bool(names), takes_state)
-        case [type() as model] if issubclass(model, BaseModel):
-            return Action(attribute, model, len(names) > 1, takes_state)
-        case _:
-            raise Misconfigured(
-                f"{performer.__name__}.{attribute}: an action takes one pydantic model, and then job"
-            )
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    takes = [_use_of(one, hints.get(one.name), performer._has_state) for one in parameters]
+    if None in takes or len(set(takes)) < len(takes):
+        raise Misconfigured(
+            f"{performer.__name__}.{attribute}: an action takes one pydantic model and job: Job, "
+            "in either order, one of them, or nothing; a Worker's takes state, too. Each by its position."
+        )
+    models = [hints[one.name] for one, use in zip(parameters, takes, strict=True) if use == "model"]
+    return Action(attribute, models[0] if models else None, tuple(use for use in takes if use))
+
+
+def _use_of(parameter: inspect.Parameter, hint: object, has_state: bool) -> str | None:
+    """What a parameter is for, by its annotation and its name; None where it is for nothing that we have."""
+    if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+        return None
+    if has_state and parameter.name == "state":
+        return "state"
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return "model"
+    return "job" if hint is Job or parameter.name == "job" else None
 
 
 class BasePerformer:
     """What performers and workers have in common: actions, and what follows a failure."""
 
     actions: ClassVar[Mapping[str, Action]] = {}
+    _has_state: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.actions = {**cls.actions, **_actions_of(cls)}
+        cls.actions = _actions_of(cls)
 
     def perform(self, *args: Any, **kwargs: Any) -> Any:
         """Perform one job for which there is no action."""
@@ -135,16 +145,26 @@ class BasePerformer:
         found = self.actions.get(job.action)
         if found is None:
             return self.perform, (job,)
-        arguments = () if found.model is None else (found.model.model_validate(job.params),)
-        return getattr(self, found.method), (*arguments, job) if found.takes_job else arguments
+        return getattr(self, found.method), tuple(self._argument(use, found, job) for use in found.takes)
+
+    def _argument(self, use: str, action: Action, job: Job) -> Any:
+        if use == "model" and action.model is not None:
+            return action.model.model_validate(job.params)
+        return job
+
+
+def can_perform(performer: BasePerformer | type[BasePerformer]) -> bool:
+    """Whether it has a `perform` of its own, or an action."""
+    perform = getattr(performer.perform, "__func__", performer.perform)
+    return bool(performer.actions) or perform is not BasePerformer.perform
 
 
 class Performer(BasePerformer):
     """Subclass it and implement `perform`, or methods marked with `@action`.
 
-    Returning None, Ok(value) or any other JSON value is success; Err(message) or a raise is failure;
-    Snooze(delay) asks to be called again later; Launched(handle) says that the job goes on until the
-    handle ends. An `async def` runs on the event loop; a plain `def` runs in a thread, which nothing can
+    Returning None, Ok(value), any other JSON value or a pydantic model is success; Err(message) or a raise
+    is failure; Snooze(delay) asks to be called again later; Launched(handle) says that the job goes on until
+    the handle ends. An `async def` runs on the event loop; a plain `def` runs in a thread, which nothing can
     stop: its queue waits until it returns, however late.
     """
 

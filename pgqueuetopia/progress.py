@@ -23,7 +23,7 @@ class Told:
 
 
 def progress(value: Any) -> Told:
-    """Tell how far the job has come that this task, or thread, performs: any JSON value (Honeydew).
+    """Tell how far the job has come that this task, or thread, performs: a JSON value or a model (Honeydew).
 
     `await progress("10/50")`, or without await in a plain function. It is written at most twice a second for
     a job, and the last one always; `status` and the command line show it. It never fails the job: what cannot

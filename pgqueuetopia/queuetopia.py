@@ -23,6 +23,7 @@ from pgqueuetopia.db.replies import Replies
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.db.sharing import SharedCommits
 from pgqueuetopia.db.table import Table
+from pgqueuetopia.declaring import misspelt, part_faults
 from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.failure import FailurePolicy, OnExhausted
 from pgqueuetopia.job import Defaults, Seconds, as_timedelta
@@ -45,6 +46,7 @@ from pgqueuetopia.workers import Workers
 log = structlog.get_logger("pgqueuetopia")
 
 DRAINED_LOOK = 0.05
+SETTINGS = {"repo", "performer", "scope", "settings", *options.NAMES}
 
 
 class Queuetopia(Creating, Operations, Reporting):
@@ -79,7 +81,8 @@ class Queuetopia(Creating, Operations, Reporting):
     def __init__(self, **given: Any) -> None:
         self._set(given)
         self._options = options.Options(**{name: self._option(name) for name in options.NAMES})
-        options.check(type(self).__name__, self.scope, self._options)
+        faults = part_faults(self.repo, self.performer, self.settings)
+        options.check(type(self).__name__, self.scope, self._options, faults)
         self.configs = Configs(self.repo, self.scope, type(self.settings), self._take_configs)
         self._shared = SharedCommits(partial(self.repo.create_jobs, self.scope))
         self._replies = Replies(self.repo)
@@ -90,11 +93,14 @@ class Queuetopia(Creating, Operations, Reporting):
         }
         self._nodes: list[Node | TableNode] = []
         self._log = log.bind(scope=self.scope)
+        for name, meant in misspelt(type(self), Queuetopia, SETTINGS - given.keys()):
+            self._log.warning("attribute_ignored", name=name, hint=f"is {meant} meant?")
 
     def _set(self, given: Mapping[str, Any]) -> None:
-        known = {"repo", "performer", "scope", "settings", *options.NAMES}
-        if unknown := sorted(given.keys() - known):
-            raise Misconfigured(f"Unknown settings: {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
+        if unknown := sorted(given.keys() - SETTINGS):
+            raise Misconfigured(
+                f"Unknown settings: {', '.join(unknown)}. Known: {', '.join(sorted(SETTINGS))}."
+            )
         for name, value in given.items():
             setattr(self, name, value)
         if not hasattr(self, "scope"):
@@ -152,7 +158,8 @@ class Queuetopia(Creating, Operations, Reporting):
                 f"{type(self).__name__} needs a performer to run jobs: performer = MyPerformer()"
             )
         name = f"{socket.gethostname()[:20]}-{os.getpid()}-{secrets.token_hex(2)}".replace(" ", "-")
-        performer, plan, policy = self.performer or BasePerformer(), self._plan(), self._policy()
+        performer = BasePerformer() if self.performer is None else self.performer
+        plan, policy = self._plan(), self._policy()
         tables = Tables(self.table_queues, self.repo, plan, policy, performer, name)
         if tables.are_all_there_is:
             return TableNode(name, plan, tables)
@@ -221,8 +228,9 @@ class Queuetopia(Creating, Operations, Reporting):
 
         No job starts after this has returned; those that run go on, and with `wait` it returns when they have
         ended. A suspension is kept until `resume`, through deploys; a local one as long as this instance.
-        Raises Misconfigured for a queue where `per_queue_suspension` is off.
+        Raises Misconfigured for a queue where `per_queue_suspension` is off, and for what is no queue's name.
         """
+        options.check_queue(queue)
         if local:
             self._pause_here(queue, paused=True)
         elif queue is not None and not self.per_queue_suspension:
@@ -241,6 +249,7 @@ class Queuetopia(Creating, Operations, Reporting):
 
     async def resume(self, queue: str | None = None, *, local: bool = False) -> None:
         """Undo `suspend`: jobs start at once. A suspension by scope `*`, or by the other kind, stays."""
+        options.check_queue(queue)
         if local:
             self._pause_here(queue, paused=False)
             return

@@ -10,7 +10,7 @@ from pgqueuetopia.db.table import SUSPENDED, Table
 from pgqueuetopia.db.table_rows import job_of
 from pgqueuetopia.db.table_sql import STATES
 from pgqueuetopia.errors import JobNotFound, Misconfigured
-from pgqueuetopia.job import Job
+from pgqueuetopia.job import Job, integer_faults
 from pgqueuetopia.status import Cancelled
 from pgqueuetopia.table.queue import TableQueue
 from pgqueuetopia.table.status import TableStatus
@@ -57,10 +57,12 @@ class TableOperations:
 
         Those due longest first, at most `limit`. A job has its row's `key`, its attempts and errors, and, in
         progress, `last_progress` and the node that runs it; not what `task` makes of it. Raises Misconfigured
-        for another state.
+        for another state, and for a limit below 1.
         """
         if state not in STATES:
             raise Misconfigured(f"A row is {', '.join(STATES)}; there is no state {state!r}.")
+        if faults := list(integer_faults("limit", limit, least=1)):
+            raise Misconfigured("; ".join(faults))
         rows = await self._table.in_state(state, limit)
         return [job_of(row, self.queue, self._scope, state) for row in rows]
 

@@ -25,13 +25,15 @@ STRATEGIES: Mapping[str, Backoff] = MappingProxyType(
 class Topic:
     """A queue of which `parallelism` jobs run at once, on all nodes together, and `per_node` on each.
 
-    Its jobs run by priority (the highest first), then the one due longest; one that fails leaves the line
-    until it is due again. `priority` is that of its jobs where they have none of their own, and that of
-    the topic among other queues; `max_attempts` (20) that of its jobs. `backoff` is "none", "linear" (15
-    s for each attempt), "exponential" (attempt**4 + 15 s) or a function of the job that returns seconds
-    or a timedelta; a job's max_backoff limits it, and `jitter` (0 to 1) shortens it by up to that part,
-    at random. The configs `<topic>_parallelism`, `<topic>_priority` and `<topic>_suspended` win over what
-    is said here, at once and on all nodes. Raises Misconfigured for what cannot be.
+    With a parallelism of 1 it is a topic all the same, and no blocking queue. Its jobs run by priority (the
+    highest first), then the one due longest; one that fails leaves the line until it is due again. `priority`
+    is that of its jobs where they have none of their own, and that of the topic among other queues;
+    `max_attempts` (20) that of its jobs. `backoff` is "none", "linear" (15 s for each attempt),
+    "exponential" (attempt**4 + 15 s) or a function of the job that returns seconds or a timedelta; the job's
+    `attempts` is 1 after the first failure. A job's max_backoff limits it, and `jitter` (0 to 1) shortens it
+    by up to that part, at random. The configs `<topic>_parallelism`, `<topic>_priority` and
+    `<topic>_suspended` win over what is said here, at once and on all nodes. Raises Misconfigured for what
+    cannot be.
     """
 
     name: str

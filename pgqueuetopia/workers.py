@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pgqueuetopia.dispatching import LRU, Dispatcher, check
 from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.job import Job, Seconds, count_faults, is_duration
-from pgqueuetopia.performer import BasePerformer
+from pgqueuetopia.performer import Action, BasePerformer, can_perform
 
 
 class Worker(BasePerformer):
@@ -21,6 +21,7 @@ class Worker(BasePerformer):
     """
 
     state: Any = None
+    _has_state: ClassVar[bool] = True
     _performs_with_state: ClassVar[bool] = True
     reinitialize: Callable[[], None]
     """Have `init` called again now, after it has failed: in failed_init, or later."""
@@ -39,11 +40,13 @@ class Worker(BasePerformer):
         cls._performs_with_state = len(inspect.signature(cls.perform).parameters) > 2
 
     def bound(self, job: Job) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """The method for a job, and its arguments, the state last."""
-        method, arguments = super().bound(job)
-        known = self.actions.get(job.action)
-        takes_state = self._performs_with_state if known is None else known.takes_state
-        return method, (*arguments, self.state) if takes_state else arguments
+        """The method for a job, and its arguments, of perform the state last."""
+        if job.action in self.actions or not self._performs_with_state:
+            return super().bound(job)
+        return self.perform, (job, self.state)
+
+    def _argument(self, use: str, action: Action, job: Job) -> Any:
+        return self.state if use == "state" else super()._argument(use, action, job)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,22 @@ class Workers:
                 yield f"{name} must be seconds or a timedelta, and not negative"
 
 
-def _worker_faults(worker: object) -> list[str]:
-    if inspect.isclass(worker) and issubclass(worker, Worker):
-        return []
-    return [f"the first argument must be a subclass of Worker, not {worker!r}"]
+def _worker_faults(worker: object) -> Iterator[str]:
+    if not inspect.isclass(worker) or not issubclass(worker, Worker):
+        yield f"the first argument must be a subclass of Worker, not {worker!r}"
+    elif not can_perform(worker):
+        yield f"{worker.__name__} needs perform(job, state), or methods marked with @action"
+
+
+def performer_faults(performer: object) -> Iterator[str]:
+    """Why nothing could be performed by what was given as a performer; None is nobody, and no fault."""
+    name = performer.__name__ if inspect.isclass(performer) else type(performer).__name__
+    if isinstance(performer, Worker) or (inspect.isclass(performer) and issubclass(performer, Worker)):
+        yield f"performer must be Workers, and not one Worker: performer = Workers({name})"
+    elif inspect.isclass(performer):
+        yield f"performer must be an instance, not a class: performer = {name}()"
+    elif isinstance(performer, BasePerformer):
+        if not can_perform(performer):
+            yield f"performer {name} needs perform(job), or methods marked with @action"
+    elif not isinstance(performer, Workers | None):
+        yield f"performer must be a Performer or Workers, not {name}"

@@ -1,10 +1,23 @@
-"""What operators and applications do with single jobs: filter, move, cancel what runs (Honeydew)."""
+"""What operators and applications do with single jobs: filter, move, cancel what runs (Honeydew); by SQL."""
 
 import time
 
+import asyncpg
 import pytest
 
-from pgqueuetopia import Cancelled, InvalidJob, Job, JobNotFound, Moved, Ok, Queuetopia, operations
+from pgqueuetopia import (
+    Cancelled,
+    DatabaseRefused,
+    Err,
+    InvalidJob,
+    Job,
+    JobNotFound,
+    Moved,
+    Ok,
+    Queuetopia,
+    Retry,
+    operations,
+)
 from tests.node.test_session_loss import Held
 from tests.support import Recorder, an_app, eventually
 
@@ -117,3 +130,59 @@ async def test_kill_says_of_a_job_that_does_not_run_what_cancel_says(dsn: str) -
         job = await app.create_job("q", "a")
         assert await app.cancel(job, kill=True) is Cancelled.OK
         assert await app.cancel(job, kill=True) is Cancelled.NOT_FOUND
+
+
+@pytest.mark.parametrize("column", ["updated_at", "next_attempt_at"])
+@pytest.mark.parametrize("time", ["4000-01-01 BC", "-infinity"])
+async def test_a_time_that_python_cannot_read_ends_no_node(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", column: str, time: str
+) -> None:
+    performer = Recorder()
+    async with an_app(dsn, performer) as app, app.running():
+        for _ in range(20):
+            await connection.execute(
+                f"insert into pgqueuetopia.jobs (scope, queue, action, {column})"
+                f" values ('Test', 'q', 'a', '{time}')"
+            )
+        await eventually(lambda: len(performer.performed) == 20)
+    assert all(job.next_attempt_at is None for job in performer.performed)
+    assert all(job.updated_at == job.inserted_at for job in performer.performed)
+
+
+async def test_a_time_that_python_cannot_read_is_told_to_who_looks(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with an_app(dsn) as app:
+        job = await app.create_job("q", "a")
+        for time in ("4000-01-01 BC", "20000-01-01"):
+            await connection.execute(f"update pgqueuetopia.jobs set updated_at = '{time}'")
+            with pytest.raises(DatabaseRefused, match="before the year 1 or after 9999"):
+                await app.list_jobs()
+        await connection.execute("update pgqueuetopia.jobs set updated_at = inserted_at")
+        assert await app.get_job(job) == job
+        with pytest.raises(asyncpg.CheckViolationError, match="moment_in_range"):
+            await connection.execute("update pgqueuetopia.jobs set inserted_at = '4000-01-01 BC'")
+
+
+DEEP = "[" * 3000 + "]" * 3000
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("errors", DEEP), ("errors", "[1, {}]"), ("failure_mode", f'{{"mode": {DEEP}}}')]
+)
+async def test_errors_and_failure_modes_of_any_kind_end_no_node(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", column: str, value: str
+) -> None:
+    performer = Recorder(lambda job: Err("no") if job.action == "fail" else None)
+    # Its attempts are spent: its last error says whether it has told so.
+    write = f"""insert into pgqueuetopia.jobs (scope, queue, action, attempts, {column})
+        values ('Test', 'q', 'fail', $2, $1)"""
+    async with an_app(dsn, performer, failure_mode=Retry(times=1)) as app, app.running():
+        await connection.execute(write, value, 40)
+        await connection.execute(write, value, 0)
+        behind = await app.create_job("q", "work")
+        await eventually(lambda: is_in(app, behind, "succeeded"))
+        page = await app.list_jobs()
+        assert [job.state for job in page] == ["abandoned", "abandoned", "succeeded"]
+        assert all(isinstance(error, dict) for job in page for error in job.errors)
+        assert page[0].failure_report()

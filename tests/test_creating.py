@@ -1,3 +1,4 @@
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -5,9 +6,25 @@ import anyio
 import anyio.lowlevel
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
-from pgqueuetopia import DatabaseUnavailable, InvalidJob, Misconfigured, NewJob, Queuetopia, Repo
-from tests.support import an_app
+from pgqueuetopia import (
+    DatabaseUnavailable,
+    InvalidJob,
+    Job,
+    Misconfigured,
+    NewJob,
+    Performer,
+    Queuetopia,
+    Repo,
+    Topic,
+    Worker,
+)
+from tests.support import Recorder, an_app
+
+
+class Counting(Worker):
+    def perform(self, job: Job) -> None: ...
 
 
 async def test_a_job_comes_back_as_it_was_stored(dsn: str) -> None:
@@ -144,11 +161,57 @@ async def test_what_the_database_refuses_is_an_error_of_ours(dsn: str) -> None:
         ({"poll_interval": -1}, "poll_interval must be at least"),
         ({"on_exhausted": "explode"}, "on_exhausted must be one of abandon, block"),
         ({"shutdown": "soon"}, "shutdown must be seconds or a timedelta"),
+        (
+            {"cleanup_interval": None},
+            "cleanup_interval must be seconds .* leave it out for what it is by default",
+        ),
+        ({"poll_interval": math.nan}, "poll_interval must be at least"),
+        ({"poll_interval": 10**400}, "poll_interval must be at most 31,536,000,000 seconds"),
+        ({"job_retention": timedelta.max}, "job_retention must be at most 31,536,000,000 seconds"),
+        ({"session_timeout": timedelta(days=2)}, "session_timeout must be at most 86,400 seconds"),
+        ({"performer": Recorder}, r"not a class: performer = Recorder\(\)"),
+        ({"performer": Performer()}, r"Performer needs perform\(job\), or methods marked with @action"),
+        ({"performer": print}, "must be a Performer or Workers, not builtin_function_or_method"),
+        ({"performer": Counting()}, r"not one Worker: performer = Workers\(Counting\)"),
+        ({"performer": Counting}, r"not one Worker: performer = Workers\(Counting\)"),
+        ({"settings": {"colour": "red"}}, "settings must be a Settings of yours, not dict"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(Misconfigured, match=message):
-        Queuetopia(repo=Repo("postgresql://nobody@127.0.0.1:1/none"), **options)
+        Queuetopia(**{"repo": Repo("postgresql://nobody@127.0.0.1:1/none"), **options})
+
+
+async def test_the_longest_session_timeout_can_be_set(dsn: str) -> None:
+    async with an_app(dsn, Recorder(), session_timeout=timedelta(days=1)) as app, app.running():
+        assert (await app.status()).nodes
+
+
+def test_a_dsn_is_no_repo_and_is_not_told() -> None:
+    with pytest.raises(Misconfigured, match=r"repo must be a Repo, as in repo = Repo\(dsn\)") as raised:
+        Queuetopia(repo="postgresql://u:secret@h/d")
+    assert "secret" not in str(raised.value)
+
+
+def test_a_misspelt_setting_of_a_class_is_told() -> None:
+    class Base(Queuetopia):
+        poll_intervall = 5
+
+    class Shop(Base):
+        concurency = 5
+        # All of these are its own.
+        topic = "mails"
+        topics = (Topic("mails"),)
+        colour = "red"
+
+        def repos(self) -> None: ...
+
+    with capture_logs() as logs:
+        Shop()
+    assert [(line["name"], line["hint"]) for line in logs] == [
+        ("concurency", "is concurrency meant?"),
+        ("poll_intervall", "is poll_interval meant?"),
+    ]
 
 
 def test_the_scope_is_the_name_of_the_class() -> None:

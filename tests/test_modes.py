@@ -102,6 +102,7 @@ exponential: Any = ExponentialRetry
         (lambda: exponential(1, base=0), "base must be an integer of at least 1"),
         (lambda: exponential(1, max_delay=-1), "max_delay must be"),
         (lambda: exponential(1, max_delay=math.inf), "max_delay must be"),
+        (lambda: exponential(1, max_delay=1e300), "max_delay must be"),
         (lambda: an_unopened(failure_mode=Abandon), "failure_mode must be an instance, not a class"),
         (lambda: an_unopened(failure_mode=asynchronous), "failure_mode must be a plain function"),
         (lambda: an_unopened(failure_modes={"q": 1}), r"failure_modes\['q'\] must be callable"),

@@ -1,3 +1,4 @@
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -5,7 +6,8 @@ import anyio
 import asyncpg
 import pytest
 
-from pgqueuetopia import Cancelled, Err, JobNotFound, NewJob
+from pgqueuetopia import Cancelled, Err, InvalidJob, JobNotFound, Misconfigured, NewJob
+from pgqueuetopia.job import STATES
 from tests.support import Recorder, an_app, eventually
 
 
@@ -62,6 +64,63 @@ async def test_jobs_are_listed_by_page_and_filter(dsn: str) -> None:
         assert (await app.list_jobs(search="")).total == 25
         assert (await app.list_jobs(state="ready")).total == 25
         assert (await app.list_jobs(state="succeeded")) == []
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"limit": 0}, "limit must be between 1 and"),
+        ({"limit": -1}, "limit must be between 1 and"),
+        ({"limit": None}, "limit must be an integer, not NoneType"),
+        ({"after": None}, "after must be an integer, not NoneType"),
+        ({"after": 2**70}, "after must be between 0 and"),
+        ({"state": "done"}, "A job is ready, .* or pending; there is no state 'done'"),
+    ],
+)
+async def test_a_page_that_cannot_be_is_refused(dsn: str, filters: dict[str, Any], message: str) -> None:
+    async with an_app(dsn) as app:
+        with pytest.raises(Misconfigured, match=message):
+            await app.list_jobs(**filters)
+
+
+async def test_every_state_of_the_view_can_be_asked_for(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    [[view]] = await connection.fetch("select pg_get_viewdef('pgqueuetopia.job_states'::regclass)")
+    outcomes = {"succeeded", "abandoned", "cancelled", "moved"}
+    assert set(re.findall(r"(?:THEN|ELSE) '(\w+)'", view)) | outcomes == set(STATES)
+    async with an_app(dsn) as app:
+        for state in (*STATES, "pending"):
+            assert await app.list_jobs(state=state) == []
+
+
+@pytest.mark.parametrize("condition", ["done", {"parms": {}}, None])
+async def test_a_condition_that_no_job_can_meet_is_refused(dsn: str, condition: Any) -> None:
+    async with an_app(dsn) as app:
+        with pytest.raises(Misconfigured, match=r"no state 'done'|has no parms|not NoneType"):
+            _ = [job async for job in app.filter("q", condition)]
+
+
+@pytest.mark.parametrize("job", ["x", "1", None, True, 1.0])
+async def test_what_is_no_job_is_refused(dsn: str, job: Any) -> None:
+    async with an_app(dsn) as app:
+        for operate in (app.get_job, app.cancel, app.abandon, app.retry, app.reply):
+            with pytest.raises(InvalidJob, match="job must be a Job or its id, not"):
+                await operate(job)
+        with pytest.raises(InvalidJob, match="job must be a Job or its id, not"):
+            await app.move(job, "q")
+
+
+@pytest.mark.parametrize("number", [2**70, -(2**70)])
+async def test_no_job_has_a_number_that_the_database_cannot_hold(dsn: str, number: int) -> None:
+    async with an_app(dsn) as app:
+        assert await app.cancel(number, kill=True) is Cancelled.NOT_FOUND
+        assert await app.abandon(number) is Cancelled.NOT_FOUND
+        for operate in (app.get_job, app.retry, app.reply):
+            with pytest.raises(JobNotFound):
+                await operate(number)
+        with pytest.raises(JobNotFound):
+            await app.move(number, "q")
 
 
 async def test_a_waiting_job_is_cancelled_and_a_running_one_is_not(dsn: str) -> None:
@@ -153,6 +212,12 @@ async def test_the_cleaner_removes_what_ended_long_ago(
     async with an_app(dsn, Recorder()) as app, an_app(dsn, scope="Other") as other, app.running():
         await eventually(lambda: total_is(app, 1))
         assert (await other.list_jobs(limit=1)).total == 2500
+
+
+async def test_a_job_can_be_kept_for_ever(dsn: str) -> None:
+    async with an_app(dsn, job_retention=timedelta(days=365_000)) as app:
+        await app.cancel(await app.create_job("q", "a"))
+        assert await app.repo.clean("Test", timedelta(days=365_000), 10) == 0
 
 
 async def total_is(app: Any, total: int) -> bool:

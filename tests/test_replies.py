@@ -1,6 +1,8 @@
 """Replies: what became of jobs, told to whoever waits (Honeydew's yield)."""
 
+import math
 import re
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -12,6 +14,7 @@ from pgqueuetopia import (
     Err,
     Job,
     JobNotFound,
+    Misconfigured,
     Move,
     Moved,
     NoReply,
@@ -78,6 +81,28 @@ async def test_who_asks_too_early_gets_none_and_asks_again(dsn: str) -> None:
         assert await app.reply(job, timeout=0.05) is None
         let_go.set()
         assert await app.reply(job) == Ok(None)
+
+
+async def test_who_does_not_want_to_wait_gets_what_is_there(dsn: str) -> None:
+    async with an_app(dsn, Recorder(fails_in_q), failure_mode=TWICE) as app:
+        job = await app.create_job("q", "a", reply=True)
+        assert await app.reply(job, timeout=0) is None
+        async with app.running():
+            await eventually(lambda: has_moved(app, job))
+        replies = [await app.reply(job, timeout=0) for _ in range(3)]
+        assert replies == [Retrying("no 1"), Retrying("no 2"), Moved("dead")]
+
+
+async def has_moved(app: Queuetopia, job: Job) -> bool:
+    return (await app.get_job(job)).state == "moved"
+
+
+@pytest.mark.parametrize("timeout", [None, -1, math.inf, "5"])
+async def test_a_timeout_that_cannot_be_is_refused(dsn: str, timeout: Any) -> None:
+    async with an_app(dsn) as app:
+        job = await app.create_job("q", "a", reply=True)
+        with pytest.raises(Misconfigured, match="timeout must be seconds"):
+            await app.reply(job, timeout=timeout)
 
 
 async def test_another_instance_hears_from_the_first_reply_on(dsn: str) -> None:

@@ -2,14 +2,14 @@
 
 import os
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import anyio
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_serializer
 
-from pgqueuetopia import Err, Job, Ok, Performer, Queuetopia, Snooze, action
+from pgqueuetopia import Err, InvalidJob, Job, Ok, Performer, Queuetopia, Snooze, action, progress
 from pgqueuetopia.node import run
 from tests.support import Recorder, an_app, eventually
 
@@ -77,8 +77,38 @@ async def test_nothing_overtakes_a_job_that_has_failed_once(dsn: str) -> None:
     assert performer.ids == [failing.id, failing.id, earlier.id]
 
 
+async def test_a_performer_that_is_an_empty_collection_is_one_all_the_same(dsn: str) -> None:
+    class Sizes(list[int], Performer):
+        @action("measure")
+        def measure(self, job: Job) -> None:
+            self.append(job.id)
+
+    sizes = Sizes()
+    async with an_app(dsn, sizes) as app, app.running():
+        with pytest.raises(InvalidJob, match="action 'other' is unknown"):
+            await app.create_job("q", "other")
+        job = await app.create_job("q", "measure")
+        await eventually(lambda: sizes == [job.id])
+
+
+class Sent(BaseModel):
+    on: date
+
+
+SENT = Sent(on=date(2026, 1, 2))
+
+
 @pytest.mark.parametrize(
-    ("answer", "result"), [(None, None), (Ok({"a": 1}), {"a": 1}), (Ok(), None), ("text", "text"), ([1], [1])]
+    ("answer", "result"),
+    [
+        (None, None),
+        (Ok({"a": 1}), {"a": 1}),
+        (Ok(), None),
+        ("text", "text"),
+        ([1], [1]),
+        (SENT, {"on": "2026-01-02"}),
+        (Ok(SENT), {"on": "2026-01-02"}),
+    ],
 )
 async def test_none_ok_and_any_value_are_success(dsn: str, answer: Any, result: Any) -> None:
     async with an_app(dsn, Recorder(lambda job: answer)) as app, app.running():
@@ -93,8 +123,23 @@ async def is_done(app: Any, job: Job) -> bool:
     return (await app.get_job(job)).done_at is not None
 
 
-async def test_a_result_that_is_not_json_is_not_stored_and_the_job_has_succeeded(dsn: str) -> None:
-    async with an_app(dsn, Recorder(lambda job: object())) as app, app.running():
+class Undumpable(BaseModel):
+    @field_serializer("*")
+    def dump(self, value: object) -> object:
+        raise RuntimeError("no")
+
+    a: int = 1
+
+
+@pytest.mark.parametrize("answer", [object(), Undumpable()])
+async def test_a_result_that_is_not_json_is_not_stored_and_the_job_has_succeeded(
+    dsn: str, answer: object
+) -> None:
+    def perform(job: Job) -> object:
+        progress(answer)
+        return answer
+
+    async with an_app(dsn, Recorder(perform)) as app, app.running():
         job = await app.create_job("q", "a")
         await eventually(lambda: is_done(app, job))
         assert (await app.get_job(job)).result is None
@@ -213,6 +258,9 @@ async def test_an_exhausted_job_may_block_its_queue_until_an_operator_acts(dsn: 
         await eventually(lambda: performer.failed)
         [blocked] = await app.blocked_queues()
         assert (blocked.queue, blocked.head, blocked.next_attempt_at) == ("q", failing.id, None)
+        listed = await app.list_jobs(state="blocked")
+        for job in (await app.get_job(failing), performer.failed[0], listed[0]):
+            assert (job.id, job.state, job.next_attempt_at) == (failing.id, "blocked", None)
         await app.retry(failing)
         await eventually(lambda: is_done(app, behind))
     assert performer.ids == [failing.id, failing.id, behind.id]

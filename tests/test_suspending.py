@@ -1,10 +1,11 @@
 from functools import partial
+from typing import Any
 
 import anyio
 import asyncpg
 import pytest
 
-from pgqueuetopia import Job, Misconfigured
+from pgqueuetopia import Job, Misconfigured, Topic
 from tests.support import Recorder, an_app, eventually
 
 BY_HAND = "update pgqueuetopia.job_configs set value = $1 where scope = '*' and key = 'suspended'"
@@ -49,6 +50,17 @@ async def test_sql_suspends_every_scope(dsn: str, connection: "asyncpg.Connectio
         assert performer.performed == []
         await connection.execute(BY_HAND, "false")
         await eventually(lambda: performer.performed)
+
+
+@pytest.mark.parametrize("local", [False, True])
+async def test_what_is_no_queue_is_not_suspended(dsn: str, local: bool) -> None:
+    async with an_app(dsn) as app:
+        queue: Any = Topic("transcode")
+        for pause in (app.suspend, app.resume):
+            with pytest.raises(Misconfigured, match="queue must be a string, not Topic"):
+                await pause(queue, local=local)
+            with pytest.raises(Misconfigured, match="queue must not be empty"):
+                await pause("", local=local)
 
 
 async def test_one_queue_is_suspended_and_the_others_go_on(dsn: str) -> None:

@@ -508,10 +508,14 @@ async def test_a_burst_over_nodes_that_take_turns_is_all_done(dsn: str) -> None:
 class NotAWorker(Performer): ...
 
 
+class Idle(Worker): ...
+
+
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
         ({"worker": NotAWorker}, "must be a subclass of Worker"),
+        ({"worker": Idle}, "Idle needs perform"),
         ({"worker": Counted, "args": "text"}, "args must be a list"),
         ({"worker": Counted, "num": 0}, "num must be an integer of at least 1"),
         ({"worker": Counted, "num": True}, "num must be an integer"),

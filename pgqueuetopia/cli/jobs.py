@@ -136,7 +136,7 @@ def _show_page(page: Page) -> None:
 
 
 def _last_error(job: Job) -> str | None:
-    return str(job.errors[-1]["error"])[:200] if job.errors else None
+    return str(job.errors[-1].get("error", ""))[:200] if job.errors else None
 
 
 def _show_job(job: Job) -> None:

@@ -18,8 +18,14 @@ from pgqueuetopia.db.driver import (
     translated,
 )
 from pgqueuetopia.db.statements import SQL
+from pgqueuetopia.errors import DatabaseRefused
 from pgqueuetopia.job import Job, JobRow
 from pgqueuetopia.status import Quantiles, Stats
+
+UNREADABLE = (
+    "A row has a time before the year 1 or after 9999, which Python cannot read. Somebody has written it by "
+    "SQL, into next_attempt_at or updated_at of a job, say: mend it there."
+)
 
 # What nodes tell each other: followed by the scope and the name of the node that has taken a job.
 TOOK = "took "
@@ -252,7 +258,10 @@ class Repo:
     ) -> list[asyncpg.Record]:
         # fetch, never fetchrow or fetchval: those leave a portal open in the caller's transaction.
         async with self.connection(conn) as connection:
-            return await connection.fetch(SQL[statement], *arguments)
+            try:
+                return await connection.fetch(SQL[statement], *arguments)
+            except OverflowError as error:
+                raise DatabaseRefused(UNREADABLE) from error
 
     async def _value(self, statement: str, *arguments: Any) -> Any:
         return (await self._fetch(statement, *arguments))[0][0]

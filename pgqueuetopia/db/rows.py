@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -12,8 +12,6 @@ from pydantic_core import from_json
 from pgqueuetopia.job import Job, JobRow
 from pgqueuetopia.outcome import Failure
 
-# PostgreSQL's infinity, as asyncpg gives it: a job that waits for an operator.
-NEVER = datetime.max.replace(tzinfo=UTC)
 # In digits: Python refuses to read longer ones.
 LONGEST_INTEGER = 4_000
 LONGEST_MESSAGE = 2_000
@@ -123,11 +121,30 @@ def claimed_job_of(row: Row, scope: str, node: str) -> Job:
 
 def _put_what_is_rare(values: dict[str, Any]) -> None:
     if values["errors"]:
-        values["errors"] = tuple(loaded(values["errors"]))
-    if values["next_attempt_at"] == NEVER:
-        values["next_attempt_at"] = None
+        values["errors"] = _errors(values["errors"])
+    values["next_attempt_at"] = _finite(values["next_attempt_at"])
     if values["failure_mode"] is not None:
-        values["failure_mode"] = loaded(values["failure_mode"])
+        values["failure_mode"] = _readable(values["failure_mode"])
+
+
+def _errors(text: Any) -> tuple[dict[str, Any], ...]:
+    """A job's errors; among those that somebody has written by SQL may be anything."""
+    found = _readable(text)
+    entries = found if isinstance(found, list) else [found]
+    return tuple(one if isinstance(one, dict) else {"error": str(one)} for one in entries)
+
+
+def _readable(text: Any) -> Any:
+    """A json value; what is nested too deep to be read, as text."""
+    try:
+        return loaded(text)
+    except RecursionError:
+        return {"unreadable": text[:LONGEST_MESSAGE]}
+
+
+def _finite(time: datetime | None) -> datetime | None:
+    """None for what is infinite, which asyncpg gives without a time zone: a job waits for an operator."""
+    return None if time is None or time.tzinfo is None else time
 
 
 def job_of(row: asyncpg.Record) -> Job:
@@ -137,13 +154,9 @@ def job_of(row: asyncpg.Record) -> Job:
     values.pop("prefetched_to", None)
     for name in ("params", "last_progress", "result", "failure_mode"):
         if values.get(name) is not None:
-            try:
-                values[name] = loaded(values[name])
-            except RecursionError:
-                values[name] = {"unreadable": values[name][:LONGEST_MESSAGE]}
-    values["errors"] = () if values["errors"] == "[]" else tuple(loaded(values["errors"]))
-    if values["next_attempt_at"] == NEVER:
-        values["next_attempt_at"] = None
+            values[name] = _readable(values[name])
+    values["errors"] = () if values["errors"] == "[]" else _errors(values["errors"])
+    values["next_attempt_at"] = _finite(values["next_attempt_at"])
     return Job(**values)
 
 

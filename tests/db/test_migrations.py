@@ -83,6 +83,19 @@ def test_the_command_migrates_and_tells(fresh_dsn: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "least"), [("up --to 99", 1), ("up --to -1", 1), ("sql --to 0", 1), ("down --to -1", 0)]
+)
+def test_a_version_that_there_is_not_is_refused(
+    fresh_dsn: str, capsys: pytest.CaptureFixture[str], words: str, least: int
+) -> None:
+    main(["up", "--dsn", fresh_dsn])
+    newest = migrations.all_migrations()[-1].version
+    assert main([*words.split(), "--dsn", fresh_dsn]) == 1
+    assert f"--to must be between {least} and {newest}, the newest, not" in capsys.readouterr().err
+    assert main(["status", "--dsn", fresh_dsn]) == 0
+
+
 def test_it_is_run_as_a_module(fresh_dsn: str) -> None:
     command = [sys.executable, "-m", "pgqueuetopia.migrate", "--dsn", fresh_dsn]
     assert b"applied 0001 initial" in subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout

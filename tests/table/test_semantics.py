@@ -333,6 +333,8 @@ async def test_status_counts_what_runs_waits_and_was_abandoned(world: World) -> 
         assert [job.key for job in await app.table("classify").filter("in_progress")] == [world.key(1)]
         with pytest.raises(Misconfigured, match="no state 'failed'"):
             await app.table("classify").filter("failed")
+        with pytest.raises(Misconfigured, match="limit must be between 1 and"):
+            await app.table("classify").filter("ready", limit=0)
         go_on.set()
 
 
