@@ -240,6 +240,56 @@ async def test_a_failure_mode_may_be_a_plain_function_of_a_class(dsn: str) -> No
     await app.close()
 
 
+@pytest.mark.parametrize(
+    "settlement",
+    [
+        lambda failure: a_settlement(outcome=None, delay="soon", failure=failure),
+        lambda failure: a_settlement(outcome="abandoned", failure="text"),
+        lambda failure: Settlement.moved(failure, ""),
+        lambda failure: Settlement("no such outcome", None, failure=failure),
+    ],
+    ids=["a text as delay", "a text as failure", "no queue", "no outcome"],
+)
+async def test_a_failure_mode_that_says_what_cannot_be_written_has_its_job_abandoned(
+    dsn: str, settlement: Any
+) -> None:
+    """And all that has ended beside it is written."""
+    modes = {"bad": lambda job, failure: settlement(failure)}
+    async with an_app(dsn, Recorder(fail_badly), failure_modes=modes) as app, app.running():
+        failing = await app.create_job("bad", "a")
+        await app.create_job("good", "a")
+        await eventually(lambda: done(app, "good"))
+        await eventually(lambda: done(app, "bad"))
+        stored = await app.get_job(failing)
+    assert (stored.outcome, [error["error"] for error in stored.errors]) == ("abandoned", ["no"])
+
+
+def a_settlement(**given: Any) -> Settlement:
+    """Whatever it is given."""
+    return Settlement(**given)
+
+
+async def fail_badly(job: Job) -> Any:
+    return Err("no") if job.queue == "bad" else None
+
+
+@pytest.mark.parametrize(
+    "delay", [5, timedelta(seconds=-5), timedelta.max], ids=["a number", "negative", "for ever"]
+)
+async def test_a_failure_mode_may_ask_for_any_delay(dsn: str, delay: Any) -> None:
+    performer = Recorder(lambda job: Err("no") if job.claim == 1 else None)
+
+    def mode(job: Job, failure: Failure) -> Settlement:
+        return a_settlement(outcome=None, delay=delay, failure=failure)
+
+    async with an_app(dsn, performer, failure_mode=mode) as app, app.running():
+        await app.create_job("q", "a")
+        await eventually(lambda: performer.failed)
+    [failed] = performer.failed
+    assert failed.outcome != "abandoned"
+    assert [error["error"] for error in failed.errors] == ["no"]
+
+
 async def test_a_success_mode_is_told_after_the_outcome_is_committed(dsn: str) -> None:
     told: list[Success] = []
     states: list[str] = []

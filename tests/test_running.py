@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from pydantic import BaseModel
 
@@ -304,6 +305,29 @@ async def test_a_plain_function_runs_in_a_thread_and_the_loop_goes_on(dsn: str) 
         await app.create_job("q2", "open")
         await eventually(lambda: is_done(app, waiting))
         assert (await app.get_job(waiting)).result != threading.current_thread().name
+
+
+def hidden(method: Any) -> Any:
+    """A decorator that knows nothing of async."""
+
+    def call(*arguments: Any) -> Any:
+        return method(*arguments)
+
+    return call
+
+
+async def test_an_async_method_behind_a_decorator_that_does_not_say_so_is_run(dsn: str) -> None:
+    class Decorated(Performer):
+        @hidden
+        async def perform(self, job: Job) -> str:
+            await anyio.lowlevel.checkpoint()
+            return "done"
+
+    async with an_app(dsn, Decorated()) as app, app.running():
+        job = await app.create_job("q", "a")
+        await eventually(lambda: is_done(app, job))
+        stored = await app.get_job(job)
+    assert (stored.outcome, stored.result) == ("succeeded", "done")
 
 
 async def test_a_thread_that_is_late_fails_and_its_queue_has_waited_for_it(dsn: str) -> None:

@@ -478,6 +478,26 @@ async def test_a_job_that_kills_its_node_is_abandoned_like_any_other(dsn: str) -
     assert "died" in abandoned.errors[-1]["error"]
 
 
+async def test_a_job_that_kills_its_node_in_its_last_attempt_blocks_its_queue_where_that_was_asked_for(
+    dsn: str,
+) -> None:
+    performer = Recorder()
+    async with an_app(dsn, performer, on_exhausted="block") as app:
+        poison = await app.create_job("q", "poison", max_attempts=1)
+        async with sessions(dsn, "a") as [a]:
+            assert ids(await look(a)) == [poison.id]
+            await kill(dsn, "a")
+        async with app.running():
+            await eventually(app.blocked_queues)
+            other = await app.create_job("other", "a")
+            await eventually(lambda: performer.performed)
+            assert [blocked.head for blocked in await app.blocked_queues()] == [poison.id]
+        stored = await app.get_job(poison)
+    assert performer.ids == [other.id]
+    # It was claimed twice, by the node that died and by the one that found it, and has failed once.
+    assert (stored.claim, len(stored.errors)) == (2, 1)
+
+
 async def test_a_row_left_by_a_dead_node_is_taken_only_by_a_rescue(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a", "b") as [_, b]:
         async with sessions(dsn, "c") as [c]:
@@ -682,6 +702,33 @@ async def test_a_suspension_waits_for_each_of_the_steps_whose_jobs_are_being_sta
         assert not suspended.is_set(), "what one of the two has claimed has not been started yet"
         await a.started()
         await suspended.wait()
+
+
+@pytest.mark.parametrize("scope", ["Test", "*"])
+async def test_a_queue_that_is_resumed_while_a_job_of_it_is_being_created_is_not_stranded(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", scope: str
+) -> None:
+    """Who resumes does not see the job, and who looks at it does not see that its queue is resumed."""
+    creator = await asyncpg.connect(dsn)
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        await connection.execute(
+            "insert into pgqueuetopia.job_configs (scope, key, value) values ($1, 'q_suspended', 'true')",
+            scope,
+        )
+        creating, resuming = creator.transaction(), connection.transaction()
+        await creating.start()
+        job = await app.create_job("q", "a", conn=creator)
+        await resuming.start()
+        await connection.execute("delete from pgqueuetopia.job_configs where key = 'q_suspended'")
+        await creating.commit()
+        assert ids(await look(a)) == []
+        await resuming.commit()
+        await eventually(lambda: claims(a, job))
+    await creator.close()
+
+
+async def claims(session: Session, job: Job) -> bool:
+    return ids(await look(session)) == [job.id]
 
 
 async def waits_for_a_lock(dsn: str) -> bool:

@@ -156,7 +156,9 @@ async def test_a_finished_job_brought_back_is_looked_at(
     [
         ("params", "'[]'"),
         ("timeout", "'-1 s'"),
+        ("timeout", "'3000000 years'"),
         ("max_backoff", "'-1 s'"),
+        ("max_backoff", "'3000000 years'"),
         ("max_attempts", "0"),
         ("scheduled_at", "'infinity'"),
         ("outcome", "'lost'"),

@@ -46,6 +46,13 @@ def nested(depth: int) -> list[Any]:
     return value
 
 
+async def cancels_itself(job: Job) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(60)
+
+
 async def end_of(app: Queuetopia, job: Job) -> Job:
     """The job once it is no longer pending."""
     found = [job]
@@ -79,8 +86,20 @@ async def outcome_of(dsn: str, answer: Callable[[Job], Any]) -> Job:
         fails(BaseExceptionGroup("several", [OfItsOwnKind(), ValueError()])),
         lambda job: Err("NUL \0 and a lone surrogate \ud800"),
         lambda job: Snooze("soon"),  # type: ignore[arg-type]
+        lambda job: (n for n in "never run"),
+        cancels_itself,
     ],
-    ids=["no text", "BaseException", "exit", "recursion", "group", "unstorable", "bad snooze"],
+    ids=[
+        "no text",
+        "BaseException",
+        "exit",
+        "recursion",
+        "group",
+        "unstorable",
+        "bad snooze",
+        "generator",
+        "cancelled by itself",
+    ],
 )
 async def test_any_error_is_a_failure_of_the_job(dsn: str, answer: Callable[[Job], Any]) -> None:
     ended = await outcome_of(dsn, answer)
