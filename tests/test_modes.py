@@ -1,5 +1,6 @@
 """Failure modes and success modes: Honeydew's, by their sentences."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
+import asyncpg
 import pytest
 import structlog
 
@@ -19,6 +21,7 @@ from pgqueuetopia import (
     Log,
     Misconfigured,
     Move,
+    NewJob,
     Ok,
     Queuetopia,
     Repo,
@@ -183,6 +186,21 @@ def test_a_retry_of_more_times_than_max_attempts_may_run_so_often() -> None:
     assert FailurePolicy(mode=Retry(30)).died(replace(JOB, attempts=32)) is not None
 
 
+async def test_a_mode_that_is_a_function_may_retry_as_often_as_it_likes(dsn: str) -> None:
+    """Its job is not taken for one that has killed its node each time."""
+    performer = Recorder(lambda job: Err("no") if job.attempts < 4 else None)
+
+    def again(job: Job, failure: Failure) -> Settlement:
+        return Settlement.retried(failure, timedelta(0))
+
+    async with an_app(dsn, performer, failure_mode=again) as app, app.running():
+        job = await app.create_job("q", "a", max_attempts=1)
+        await eventually(lambda: done(app, "q"))
+        stored = await app.get_job(job)
+    assert performer.ids == [job.id] * 4
+    assert (stored.outcome, [error["error"] for error in stored.errors]) == ("succeeded", ["no"] * 3)
+
+
 async def test_a_job_is_retried_three_times_and_then_moved(dsn: str) -> None:
     performer = Recorder(lambda job: Err("no") if job.queue == "q" else None)
     mode = Retry(times=3, finally_=Move("dead"))
@@ -213,6 +231,17 @@ async def test_a_jobs_own_mode_travels_with_it(dsn: str) -> None:
         assert (await app.get_job(job)).attempts == 2
         assert (await app.get_job(other)).attempts == 3
         assert loaded(job.failure_mode or {}) == Retry(1)
+
+
+async def test_a_jobs_own_mode_is_stored_by_a_connection_with_a_codec_of_its_own(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+    async with an_app(dsn, Recorder(lambda job: Err("no"))) as app, app.running():
+        job = await app.create_job("q", "a", failure_mode=Abandon(), conn=connection)
+        [other] = await app.create_jobs([NewJob("q", "a", failure_mode=Abandon())], conn=connection)
+        await eventually(lambda: done(app, "q"))
+        assert [(await app.get_job(one)).outcome for one in (job, other)] == ["abandoned"] * 2
 
 
 async def test_a_function_cannot_be_stored_with_a_job(dsn: str) -> None:
@@ -307,9 +336,13 @@ async def test_a_success_mode_is_told_after_the_outcome_is_committed(dsn: str) -
     assert timedelta(0) < told[0].run_time < timedelta(seconds=20)
 
 
-async def test_what_a_success_mode_raises_harms_nothing(dsn: str) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+async def test_what_a_success_mode_raises_harms_nothing(dsn: str, error: type[BaseException]) -> None:
+    def fail(success: Success) -> None:
+        raise error
+
     performer = Recorder()
-    async with an_app(dsn, performer, success_mode=lambda success: 1 / 0) as app, app.running():
+    async with an_app(dsn, performer, success_mode=fail) as app, app.running():
         with structlog.testing.capture_logs() as logs:
             await app.create_jobs([{"queue": "q", "action": "a"}] * 2)
             await eventually(lambda: len(performer.performed) == 2)

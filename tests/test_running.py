@@ -229,14 +229,15 @@ async def test_errors_are_capped_in_number_and_size(dsn: str) -> None:
     assert all(len(error["error"]) == 2000 for error in errors)
 
 
-async def test_a_hook_or_a_backoff_that_raises_loses_nothing(dsn: str) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+async def test_a_hook_or_a_backoff_that_raises_loses_nothing(dsn: str, error: type[BaseException]) -> None:
     class Unlucky(Recorder):
         def backoff(self, job: Job) -> timedelta:
-            raise RuntimeError("no backoff")
+            raise error("no backoff")
 
         async def handle_failed_job(self, job: Job) -> None:
             self.failed.append(job)
-            raise RuntimeError("no hook")
+            raise error("no hook")
 
     performer = Unlucky(lambda job: Err("no") if job.attempts == 1 else None)
     async with an_app(dsn, performer) as app, app.running():

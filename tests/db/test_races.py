@@ -592,6 +592,27 @@ async def test_rows_behind_a_running_job_are_tidied_even_by_a_node_that_is_full(
         assert await connection.fetchval("select count(*) from pgqueuetopia.run_queue") == 1
 
 
+@pytest.mark.parametrize("dies", [False, True], ids=["ends", "dies"])
+async def test_a_queue_that_came_from_another_server_by_a_dump_leaves_no_row_that_is_taken(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", dies: bool
+) -> None:
+    """Its row tells of a transaction that is still to come here: as if nobody could see it yet."""
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        first, second = [await app.create_job("q", "a") for _ in range(2)]
+        await connection.execute("update pgqueuetopia.run_queue set xid = '9000000000'")
+        claimed = await look(a)
+        assert ids(claimed) == [first.id]
+        if dies:
+            await kill(dsn, "a")
+            claimed = await rescued(b)
+            assert ids(claimed) == [first.id]
+        session = b if dies else a
+        claimed = await look(session, *map(done, claimed.claimed))
+        assert ids(claimed) == [second.id]
+        assert ids(await look(session, *map(done, claimed.claimed))) == []
+        assert await connection.fetch("select from pgqueuetopia.run_queue where taken") == []
+
+
 async def test_a_head_row_that_somebody_has_locked_holds_up_its_queue_alone(
     dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
@@ -702,6 +723,25 @@ async def test_a_suspension_waits_for_each_of_the_steps_whose_jobs_are_being_sta
         assert not suspended.is_set(), "what one of the two has claimed has not been started yet"
         await a.started()
         await suspended.wait()
+
+
+async def test_a_suspension_that_gives_up_on_one_node_holds_up_the_others_until_it_commits(
+    racing_dsn: str,
+) -> None:
+    """What another node claimed meanwhile, it would start after that."""
+    operator = await asyncpg.connect(racing_dsn)
+    await operator.execute("alter function pgqueuetopia.wait_for_starts set lock_timeout = '50ms'")
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as [a, b]:
+        frozen = await app.create_job("q", "a")
+        assert ids(await look(a)) == [frozen.id], "and it does not tell that it has started it"
+        await app.create_job("other", "a")
+        async with operator.transaction():
+            await operator.execute("update pgqueuetopia.job_configs set value = 'true'")
+            stepped = await look(b)
+            assert (stepped.claimed, stepped.held_up) == ([], True)
+        stepped = await look(b)
+        assert (stepped.claimed, stepped.suspended) == ([], True)
+    await operator.close()
 
 
 @pytest.mark.parametrize("scope", ["Test", "*"])

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 import structlog
 
-from pgqueuetopia import Err, Job, Queuetopia, Snooze
+from pgqueuetopia import Cancelled, Err, Job, Queuetopia, Snooze
 from pgqueuetopia.db.rows import LONGEST_MESSAGE, LONGEST_TRACEBACK
 from pgqueuetopia.node.outcomes import LONGEST_RESULT
 from tests.support import Recorder, an_app, eventually
@@ -39,6 +39,14 @@ def fails(error: BaseException) -> Callable[[Job], Any]:
     return answer
 
 
+class LooksLikeADict:
+    """A proxy: what it says of its class is not so."""
+
+    @property  # type: ignore[misc]  # as proxies do
+    def __class__(self) -> type:
+        return dict
+
+
 def nested(depth: int) -> list[Any]:
     value: list[Any] = []
     for _ in range(depth):
@@ -51,6 +59,13 @@ async def cancels_itself(job: Job) -> None:
     assert task is not None
     task.cancel()
     await asyncio.sleep(60)
+
+
+async def goes_wrong_as_it_is_cancelled(job: Job) -> None:
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        raise RuntimeError("could not clean up") from None
 
 
 async def end_of(app: Queuetopia, job: Job) -> Job:
@@ -108,8 +123,17 @@ async def test_any_error_is_a_failure_of_the_job(dsn: str, answer: Callable[[Job
 
 @pytest.mark.parametrize(
     "result",
-    [object(), float("nan"), {1: 2}, "\0", nested(100_000), "x" * (LONGEST_RESULT + 1), 10**100_000],
-    ids=["object", "nan", "key", "nul", "deep", "long", "huge number"],
+    [
+        object(),
+        float("nan"),
+        {1: 2},
+        "\0",
+        nested(100_000),
+        "x" * (LONGEST_RESULT + 1),
+        10**100_000,
+        LooksLikeADict(),
+    ],
+    ids=["object", "nan", "key", "nul", "deep", "long", "huge number", "proxy"],
 )
 async def test_a_result_that_cannot_be_stored_is_told_and_the_job_has_succeeded(
     dsn: str, result: object
@@ -186,6 +210,26 @@ async def test_a_performer_that_swallows_cancellation_is_late_and_other_queues_g
         let_go.set()
         assert (await end_of(app, poison)).outcome == "succeeded", "it has come to a good end, if late"
         await end_of(app, behind)
+
+
+async def test_an_error_of_a_job_that_its_node_interrupts_is_no_failure(dsn: str) -> None:
+    performer = Recorder(goes_wrong_as_it_is_cancelled)
+    async with an_app(dsn, performer, shutdown=0) as app:
+        async with app.running():
+            job = await app.create_job("q", "a", max_attempts=1)
+            await eventually(lambda: performer.performed)
+        given_back = await app.get_job(job)
+    assert (given_back.state, given_back.attempts, given_back.errors) == ("ready", 0, ())
+
+
+async def test_an_error_of_a_job_that_an_operator_kills_is_no_failure(dsn: str) -> None:
+    performer = Recorder(goes_wrong_as_it_is_cancelled)
+    async with an_app(dsn, performer) as app, app.running():
+        job = await app.create_job("q", "a")
+        await eventually(lambda: performer.performed)
+        assert await app.cancel(job, kill=True) is Cancelled.OK
+        killed = await app.get_job(job)
+    assert (killed.outcome, killed.errors) == ("cancelled", ())
 
 
 async def test_a_performer_that_closes_the_pool_harms_nobody(dsn: str) -> None:
