@@ -22,6 +22,7 @@ CLAIM = "migrations/0005_claim.up.sql"
 TOPICS = "migrations/0006_topics.up.sql"
 STEP = "migrations/0007_step.up.sql"
 OPERATE = "migrations/0008_operate.up.sql"
+QUEUETOPIA = "pgqueuetopia/queuetopia.py"
 NODE = "pgqueuetopia/node/node.py"
 SCHEDULER = "pgqueuetopia/node/scheduler.py"
 EXECUTION = "pgqueuetopia/node/execution.py"
@@ -891,8 +892,8 @@ MUTANTS = [
     Mutant(
         "a generator that nobody has run is a success",
         "pgqueuetopia/node/outcomes.py",
-        "        case _ if inspect.isawaitable(value)",
-        "        case _ if False and inspect.isawaitable(value)",
+        "case _ if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):",
+        "case _ if False:",
         f"{POISON}::test_any_error_is_a_failure_of_the_job",
     ),
     Mutant(
@@ -964,6 +965,69 @@ MUTANTS = [
         '        text, faults = json_text("result", result, LONGEST_RESULT)\n    except Exception',
         '        text, faults = json_text("result", result, LONGEST_RESULT)\n    except ZeroDivisionError',
         f"{POISON}::test_a_result_that_cannot_be_stored_is_told_and_the_job_has_succeeded",
+    ),
+    Mutant(
+        "what a job leaves behind for its task is the end of the next",
+        EXECUTION,
+        "this one is not to be lost with it.\n                return job\n",
+        "this one is not to be lost with it.\n                raise\n",
+        f"{PREFETCHING}::test_a_cancellation_that_a_job_leaves_behind_does_not_cost_the_next",
+    ),
+    Mutant(
+        "a job whose context cannot be compared ends without a word",
+        "pgqueuetopia/node/run.py",
+        "        except Exception:\n",
+        "        except ZeroDivisionError:\n",
+        f"{PREFETCHING}::test_a_job_may_set_a_context_variable_to_what_cannot_be_compared",
+    ),
+    Mutant(
+        "two runs of a job on one node are one",
+        EXECUTION,
+        "self._running[job.id, job.claim]",
+        "self._running[job.id, 0]",
+        f"{LOSS}::test_a_job_that_ignores_its_cancellation_may_run_beside_itself_and_its_node_goes_on",
+    ),
+    Mutant(
+        "an unexpected error leaves the session open",
+        NODE,
+        "        except BaseException:\n            session.abort()\n            raise\n        else:\n",
+        "        else:\n",
+        f"{LOSS}::test_an_unexpected_error_ends_the_session_and_others_run_what_it_ran",
+    ),
+    Mutant(
+        "a worker whose init was cancelled by somebody else leaves its post empty",
+        "pgqueuetopia/node/crew.py",
+        "        except (Exception, asyncio.CancelledError) as error:\n",
+        "        except Exception as error:\n",
+        "tests/test_workers.py::test_an_init_that_awaits_what_somebody_else_has_cancelled_is_tried_again",
+    ),
+    Mutant(
+        "of several instances only the last hears a signal",
+        "pgqueuetopia/node/leaving.py",
+        "    for hear in _heard_by:\n",
+        "    for hear in _heard_by[-1:]:\n",
+        f"{SIGNALS}::test_each_of_several_in_a_process_hears_each_signal",
+    ),
+    Mutant(
+        "signals are heard only once the database is there",
+        QUEUETOPIA,
+        "        with until_told_to_stop(self._hurry):\n            async with self.running():\n",
+        "        async with self.running():\n            with until_told_to_stop(self._hurry):\n",
+        f"{SIGNALS}::test_a_node_that_waits_for_its_database_leaves_at_once",
+    ),
+    Mutant(
+        "a node whose host is cancelled as it has started stays for ever",
+        QUEUETOPIA,
+        '        tasks.start_soon(_leave_when_cancelled, node, name="host")\n',
+        "",
+        f"{RUNNING}::test_a_node_whose_host_is_cancelled_as_it_has_started_leaves_in_order",
+    ),
+    Mutant(
+        "a job is sent by the loop of another thread",
+        "pgqueuetopia/db/sharing.py",
+        "        if self._sending is not None and self._sending.get_loop() is not loop:\n",
+        "        if False:\n",
+        "tests/test_sharing.py::test_another_threads_loop_waits_for_nobody_elses_statement",
     ),
     Mutant(
         "a validator's odd error ends the node",

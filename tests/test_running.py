@@ -1,5 +1,6 @@
 """What becomes of a job: one test for each outcome."""
 
+import asyncio
 import os
 import time
 from datetime import UTC, datetime, timedelta
@@ -8,6 +9,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+import structlog
 from pydantic import BaseModel
 
 from pgqueuetopia import Err, Job, Ok, Performer, Queuetopia, Snooze, action
@@ -142,6 +144,25 @@ async def test_a_node_whose_host_is_cancelled_leaves_in_order(dsn: str) -> None:
                 await anyio.sleep_forever()
         assert host.cancelled_caught
         assert (await app.get_job(job)).outcome == "succeeded"
+        assert (await app.status()).nodes == ()
+
+
+async def test_a_node_whose_host_is_cancelled_as_it_has_started_leaves_in_order(dsn: str) -> None:
+    async def host() -> None:
+        async with app.running():
+            await anyio.sleep_forever()
+
+    def cancel_it(logger: object, method: str, event: Any) -> Any:
+        """In the turn of the loop in which the node says that it has started."""
+        if event["event"] == "node_started":
+            asyncio.get_running_loop().call_soon(hosting.cancel)
+        return event
+
+    structlog.configure(processors=[cancel_it, structlog.processors.JSONRenderer()])
+    async with an_app(dsn, Recorder()) as app:
+        hosting = asyncio.create_task(host())
+        await eventually(hosting.done)
+        assert hosting.cancelled()
         assert (await app.status()).nodes == ()
 
 
