@@ -719,8 +719,8 @@ async def test_a_suspension_waits_for_each_of_the_steps_whose_jobs_are_being_sta
         tasks.start_soon(suspend)
         await eventually(lambda: waits_for_a_lock(dsn))
         await look(a, running=claimed, starting=1)
-        await anyio.sleep(0.1)
-        assert not suspended.is_set(), "what one of the two has claimed has not been started yet"
+        assert await waits_for_a_lock(dsn), "what one of the two has claimed has not been started yet"
+        assert not suspended.is_set()
         await a.started()
         await suspended.wait()
 

@@ -12,10 +12,11 @@ import asyncpg
 import pytest
 import structlog
 
-from pgqueuetopia import Job, Misconfigured, Repo, Settings
+from pgqueuetopia import Job, Misconfigured, Queuetopia, Repo, Settings
 from pgqueuetopia.db import session
 from pgqueuetopia.node import node, rescue, sleep
 from pgqueuetopia.node.node import Node
+from pgqueuetopia.node.scheduler import Scheduler
 from tests.conftest import execute
 from tests.proxy import a_proxy
 from tests.support import Recorder, an_app, eventually
@@ -112,7 +113,9 @@ async def test_an_unexpected_error_ends_the_session_and_others_run_what_it_ran(
 
     structlog.configure(processors=[break_off, structlog.processors.JSONRenderer()])
     here, there = Held(), Recorder()
-    async with an_app(dsn, here, settings=RateSettings) as app, an_app(dsn, there) as other:
+    # Nor is it the server that ends it.
+    options = {"settings": RateSettings, "session_timeout": 600}
+    async with an_app(dsn, here, **options) as app, an_app(dsn, there) as other:
         job = await app.create_job("q", "a")
         with pytest.raises(BaseExceptionGroup) as raised:
             await run_until_it_breaks(app, here, connection)
@@ -237,12 +240,26 @@ async def test_a_node_that_was_alone_notices_the_death_of_one_that_joined_later(
         async with other.running():
             await app.create_job("q", "a")
             await eventually(lambda: there.performed)
+            resumed_at = time.monotonic()
             await app.resume(local=True)
-            # Until it has looked, and sleeps again.
-            await anyio.sleep(0.3)
+            # It sleeps again after that.
+            await eventually(lambda: has_looked_for_the_dead(app, resumed_at))
             # Its death, for it does not come back: that would be told, too.
             await proxy.cut()
             await eventually(lambda: here.performed, within=5)
+
+
+def has_looked_for_the_dead(app: Queuetopia, since: float) -> bool:
+    """Its last look of this kind began later."""
+    return the_loop(app).rescue._last > since
+
+
+def the_loop(app: Queuetopia) -> Scheduler:
+    """Of the one node of an app."""
+    [running] = app._nodes
+    assert isinstance(running, Node)
+    assert running._scheduler is not None
+    return running._scheduler
 
 
 @pytest.mark.slow
@@ -337,10 +354,7 @@ async def test_a_node_that_finds_itself_alone_looks_for_the_queues_of_the_dead_o
         await app.create_job("q", "a")
         await eventually(lambda: there.performed)
         async with app.running():
-            node = app._nodes[0]
-            assert isinstance(node, Node)
-            loop = node._scheduler
-            assert loop is not None
+            loop = the_loop(app)
             monkeypatch.setattr(rescue, "RESCUE", 3600)
             await eventually(lambda: loop.sleep.is_on and loop.rescue._pause == 3600)
             monkeypatch.setattr(sleep, "COMPANY", 0.3)
