@@ -22,6 +22,7 @@ CLAIM = "migrations/0005_claim.up.sql"
 TOPICS = "migrations/0006_topics.up.sql"
 STEP = "migrations/0007_step.up.sql"
 OPERATE = "migrations/0008_operate.up.sql"
+ROWS = "pgqueuetopia/db/rows.py"
 QUEUETOPIA = "pgqueuetopia/queuetopia.py"
 NODE = "pgqueuetopia/node/node.py"
 SCHEDULER = "pgqueuetopia/node/scheduler.py"
@@ -1028,6 +1029,27 @@ MUTANTS = [
         "        if self._sending is not None and self._sending.get_loop() is not loop:\n",
         "        if False:\n",
         "tests/test_sharing.py::test_another_threads_loop_waits_for_nobody_elses_statement",
+    ),
+    Mutant(
+        "params that Python cannot read end the node",
+        ROWS,
+        "        except (ValueError, RecursionError):\n",
+        "        except ZeroDivisionError:\n",
+        f"{POISON}::test_params_nested_deeper_than_python_reads_are_a_failure_of_their_job_alone",
+    ),
+    Mutant(
+        "a job whose params Python cannot read cannot be looked at",
+        ROWS,
+        "            except RecursionError:\n",
+        "            except ZeroDivisionError:\n",
+        f"{POISON}::test_params_nested_deeper_than_python_reads_are_a_failure_of_their_job_alone",
+    ),
+    Mutant(
+        "a number that Python refuses to read fails its job",
+        ROWS,
+        "json.loads(text, parse_int=_integer)",
+        "json.loads(text)",
+        f"{POISON}::test_a_number_of_more_digits_than_python_reads_is_performed_as_text",
     ),
     Mutant(
         "a validator's odd error ends the node",

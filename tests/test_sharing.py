@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeAlias
 
+import anyio
 import asyncpg
 import pytest
 
 from pgqueuetopia import DatabaseRefused, DatabaseUnavailable, InvalidJob, Job, Queuetopia
 from pgqueuetopia.db.sharing import MOST_CHARACTERS, MOST_JOBS
-from tests.support import an_app, eventually
+from tests.support import DEADLINE, an_app, eventually
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -176,7 +177,8 @@ async def in_a_thread(app: Queuetopia) -> Job:
     """With a loop of its own."""
 
     async def create() -> Job:
-        job = await app.create_job("q", "second")
+        with anyio.fail_after(DEADLINE):
+            job = await app.create_job("q", "second")
         await app.repo.close()
         return job
 

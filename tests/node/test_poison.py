@@ -164,6 +164,12 @@ async def is_waiting(app: Queuetopia, job: Job) -> bool:
     return (await app.get_job(job)).next_attempt_at is not None
 
 
+PARAMS = (
+    "insert into pgqueuetopia.jobs (scope, queue, action, params, max_attempts)"
+    " values ('Test', 'q', 'a', $1, 1)"
+)
+
+
 async def test_params_that_somebody_else_has_nested_as_deep_as_the_database_takes_are_performed(
     dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
@@ -171,12 +177,48 @@ async def test_params_that_somebody_else_has_nested_as_deep_as_the_database_take
     deep = '{"x": ' * 900 + "1" + "}" * 900
     seen: list[Any] = []
     performer = Recorder(lambda job: seen.append(job.params))
-    await connection.execute(
-        "insert into pgqueuetopia.jobs (scope, queue, action, params) values ('Test', 'q', 'a', $1)", deep
-    )
+    await connection.execute(PARAMS, deep)
     async with an_app(dsn, performer) as app, app.running():
         await eventually(lambda: seen)
     assert seen == [json.loads(deep)]
+
+
+async def test_a_number_of_more_digits_than_python_reads_is_performed_as_text(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    digits = "7" * 5_000
+    await connection.execute(PARAMS, f'{{"x": {digits}, "y": 1}}')
+    async with an_app(dsn, Recorder(lambda job: job.params)) as app, app.running():
+        [job] = await app.list_jobs()
+        assert (await end_of(app, job)).result == {"x": digits, "y": 1}
+
+
+async def test_params_nested_deeper_than_python_reads_are_a_failure_of_their_job_alone(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    deep = '{"x": ' * 4_000 + "1" + "}" * 4_000
+    await connection.execute(PARAMS, deep)
+    performer = Recorder()
+    async with an_app(dsn, performer) as app:
+        [poison] = await app.list_jobs()
+        behind = await app.create_job("q", "a")
+        async with app.running():
+            assert (await end_of(app, behind)).outcome == "succeeded"
+            ended = await app.get_job(poison)
+    if python_reads(deep):
+        assert ended.outcome == "succeeded"
+    else:
+        assert (performer.ids, ended.outcome) == ([behind.id], "abandoned")
+        assert "RecursionError" in ended.errors[0]["error"]
+
+
+def python_reads(text: str) -> bool:
+    """Later ones read deeper."""
+    try:
+        json.loads(text)
+    except RecursionError:
+        return False
+    return True
 
 
 async def test_params_of_many_megabytes_are_performed_and_hold_up_nobody(dsn: str) -> None:
