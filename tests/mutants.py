@@ -870,6 +870,20 @@ MUTANTS = [
         f"{PREFETCH}::test_what_a_dead_node_tells_later_does_not_count_where_the_last_was_removed_by_hand",
     ),
     Mutant(
+        "where nothing was prefetched behind a dead node's job all behind it has another claim",
+        ACQUIRE,
+        "    where first.prefetched_to is not null\n",
+        "",
+        f"{PREFETCH}::test_what_is_behind_a_dead_nodes_job_is_left_alone_where_nothing_was_prefetched",
+    ),
+    Mutant(
+        "nothing behind a job that runs can be cancelled",
+        OPERATE,
+        "      and running.prefetched_to is not null\n",
+        "",
+        f"{PREFETCHING}::test_one_at_a_time_unless_asked_for",
+    ),
+    Mutant(
         "a prefetched job can be cancelled where the last is gone",
         OPERATE,
         "    left join pgqueuetopia.jobs last on",

@@ -315,6 +315,15 @@ async def test_what_a_dead_node_tells_late_counts_until_its_queue_is_taken(dsn: 
         assert ids(await rescued(b)) == [third.id]
 
 
+async def test_what_is_behind_a_dead_nodes_job_is_left_alone_where_nothing_was_prefetched(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        first, *behind = await app.create_jobs([{"queue": "q", "action": "a"}] * 3)
+        assert ids(await look(a)) == [first.id]
+        await kill(dsn, "a")
+        assert ids(await rescued(b)) == [first.id]
+        assert [(await app.get_job(job)).claim for job in (first, *behind)] == [2, 0, 0]
+
+
 async def test_what_a_dead_node_tells_later_does_not_count_where_the_last_was_removed_by_hand(
     dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
