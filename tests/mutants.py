@@ -898,6 +898,13 @@ MUTANTS = [
         f"{RUNNING}::test_an_async_method_behind_a_decorator_that_does_not_say_so_is_run",
     ),
     Mutant(
+        "a decorated async method may take as long as it likes",
+        EXECUTION,
+        "                self._timeouts.add(run, limit)\n                value = await value",
+        "                value = await value",
+        f"{RUNNING}::test_it_has_no_more_time_than_any_other",
+    ),
+    Mutant(
         "a job that cancels its own task ends without a word",
         EXECUTION,
         "            # Of a job that has cancelled itself, too",
@@ -1070,6 +1077,14 @@ MUTANTS = [
         "pgqueuetopia/settings.py",
         "        except Exception as error:\n            # A validator",
         "        except ValidationError as error:\n            # A validator",
+        "tests/db/test_configs.py"
+        "::test_a_config_whose_validator_raises_anything_is_refused_and_the_node_goes_on",
+    ),
+    Mutant(
+        "a validator of all settings that raises anything ends the node",
+        "pgqueuetopia/settings.py",
+        "model_validate(values), faults\n        except Exception",
+        "model_validate(values), faults\n        except ValidationError",
         "tests/db/test_configs.py"
         "::test_a_config_whose_validator_raises_anything_is_refused_and_the_node_goes_on",
     ),

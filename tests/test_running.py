@@ -352,6 +352,19 @@ async def test_an_async_method_behind_a_decorator_that_does_not_say_so_is_run(ds
     assert (stored.outcome, stored.result) == ("succeeded", "done")
 
 
+async def test_it_has_no_more_time_than_any_other(dsn: str) -> None:
+    class Decorated(Recorder):
+        @hidden
+        async def perform(self, job: Job) -> None:
+            await anyio.sleep(60)
+
+    performer = Decorated()
+    async with an_app(dsn, performer) as app, app.running():
+        await app.create_job("q", "a", timeout=0.05)
+        await eventually(lambda: performer.failed)
+    assert performer.failed[0].errors[0]["error"] == "timeout: the job took longer than 0.05 s"
+
+
 async def test_a_thread_that_is_late_fails_and_its_queue_has_waited_for_it(dsn: str) -> None:
     ended: list[float] = []
 
