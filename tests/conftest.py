@@ -23,8 +23,8 @@ MUCH = 6 * 2**30
 EMPTY = """
 select pg_terminate_backend(pid) from pg_stat_activity
 where datname = current_database() and pid <> pg_backend_pid();
-truncate pgqueuetopia.jobs, pgqueuetopia.run_queue, pgqueuetopia.replies restart identity;
 delete from pgqueuetopia.job_configs;
+truncate pgqueuetopia.jobs, pgqueuetopia.run_queue, pgqueuetopia.replies restart identity;
 insert into pgqueuetopia.job_configs (scope, key, value) values ('*', 'suspended', 'false');
 """
 

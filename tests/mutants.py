@@ -22,14 +22,18 @@ CLAIM = "migrations/0005_claim.up.sql"
 TOPICS = "migrations/0006_topics.up.sql"
 STEP = "migrations/0007_step.up.sql"
 OPERATE = "migrations/0008_operate.up.sql"
+ROWS = "pgqueuetopia/db/rows.py"
+QUEUETOPIA = "pgqueuetopia/queuetopia.py"
 NODE = "pgqueuetopia/node/node.py"
 SCHEDULER = "pgqueuetopia/node/scheduler.py"
+EXECUTION = "pgqueuetopia/node/execution.py"
 HELD = "pgqueuetopia/node/held.py"
 SLEEP = "pgqueuetopia/node/sleep.py"
 
 RACES = "tests/db/test_races.py"
 FRONT = "tests/db/test_front.py"
 KNOWN = "tests/db/test_known.py"
+PRIORITIES = "tests/db/test_priorities.py"
 TRIGGERED = "tests/db/test_triggers.py"
 SLOTS = "tests/db/test_slots.py"
 CRASH = "tests/db/test_crash.py"
@@ -38,6 +42,11 @@ PREFETCHING = "tests/node/test_prefetch.py"
 LOSS = "tests/node/test_session_loss.py"
 SCHEDULING = "tests/node/test_scheduler.py"
 SHORTAGES = "tests/node/test_shortages.py"
+POISON = "tests/node/test_poison.py"
+SUSPENDING = "tests/test_suspending.py"
+MODES = "tests/test_modes.py"
+RUNNING = "tests/test_running.py"
+SIGNALS = "tests/acceptance/test_signals.py"
 
 # How the plain outcomes are fenced: once where they are kept, and once where they are not.
 FENCE = "        and j.claim = p_claims[v_first_plain - 1 + width_bucket(j.id, v_plain)]\n"
@@ -121,7 +130,7 @@ MUTANTS = [
     ),
     Mutant(
         "a job finds what the one before it did to their task",
-        "pgqueuetopia/node/execution.py",
+        EXECUTION,
         "if following is None or not run.leaves_no_trace:",
         "if following is None:",
         f"{PREFETCHING}::test_what_a_job_does_to_its_task_is_not_there_for_the_next",
@@ -664,7 +673,7 @@ MUTANTS = [
     ),
     Mutant(
         "a job that was claimed long ago is started",
-        "pgqueuetopia/node/execution.py",
+        EXECUTION,
         "await method(*arguments) if listener.begin(job) else Interrupted()",
         "(listener.begin(job), await method(*arguments))[1]",
         f"{LOSS}::test_a_job_that_was_claimed_too_long_ago_is_not_started",
@@ -787,6 +796,325 @@ MUTANTS = [
         "        self._unsaved += [one for one in scheduler.held.ended if one.job is not None]\n",
         "",
         f"{LOSS}::test_an_outcome_that_came_in_while_the_session_was_lost_is_saved_late",
+    ),
+    Mutant(
+        "the gate opens again where a node does not answer a suspension",
+        TRIGGERS,
+        "    begin\n      perform pg_advisory_xact_lock(pgqueuetopia.lock_key('starting', config_scope));\n"
+        "      return;\n    exception when lock_not_available then\n      null;\n    end;\n",
+        "    perform pg_advisory_xact_lock(pgqueuetopia.lock_key('starting', config_scope));\n    return;\n",
+        f"{RACES}::test_a_suspension_that_gives_up_on_one_node_holds_up_the_others_until_it_commits",
+    ),
+    Mutant(
+        "who resumes a queue believes that it has no job",
+        TRIGGERS,
+        "  if config_scope <> '*' then\n",
+        "  if config_scope <> '*' and pgqueuetopia.first_priority(config_scope, parked_queue) is null then\n"
+        "    return;\n  elsif config_scope <> '*' then\n",
+        f"{RACES}::test_a_queue_that_is_resumed_while_a_job_of_it_is_being_created_is_not_stranded",
+    ),
+    Mutant(
+        "a queue is parked while it is resumed in every scope",
+        TRIGGERS,
+        "  perform pg_advisory_xact_lock_shared(pgqueuetopia.lock_key('parking', ''));\n",
+        "",
+        f"{RACES}::test_a_queue_that_is_resumed_while_a_job_of_it_is_being_created_is_not_stranded",
+    ),
+    Mutant(
+        "who truncates the configs resumes no queue",
+        TRIGGERS,
+        "  delete from pgqueuetopia.job_configs;\n",
+        "",
+        f"{SUSPENDING}::test_a_queue_is_resumed_where_all_configs_are_truncated",
+    ),
+    Mutant(
+        "a queue that is resumed has the usual priority",
+        TRIGGERS,
+        "      coalesce(pgqueuetopia.first_priority(config_scope, parked_queue), 0)\n",
+        "      0\n",
+        f"{PRIORITIES}::test_a_queue_that_is_resumed_comes_before_those_of_lower_priority",
+    ),
+    Mutant(
+        "a queue that is resumed in every scope has the usual priority",
+        TRIGGERS,
+        "  select s.scope, parked_queue, p.priority, now(), '-infinity'\n",
+        "  select s.scope, parked_queue, 0, now(), '-infinity'\n",
+        f"{PRIORITIES}::test_a_queue_that_is_resumed_comes_before_those_of_lower_priority",
+    ),
+    Mutant(
+        "a job that is rescheduled has the usual priority",
+        TRIGGERS,
+        "least(v_place, now()), v_place, old.priority);",
+        "least(v_place, now()), v_place, 0);",
+        f"{PRIORITIES}::test_a_job_that_is_rescheduled_comes_before_those_of_lower_priority",
+    ),
+    Mutant(
+        "a job that is moved by hand has the usual priority",
+        TRIGGERS,
+        "least(v_place, now()), v_place, new.priority);",
+        "least(v_place, now()), v_place, 0);",
+        f"{PRIORITIES}::test_a_job_that_is_rescheduled_comes_before_those_of_lower_priority",
+    ),
+    Mutant(
+        "a job whose wait is cut short has the usual priority",
+        TRIGGERS,
+        "least(v_place, now()), v_place, old.priority);",
+        "least(v_place, now()), v_place, 0);",
+        f"{PRIORITIES}::test_a_job_whose_wait_is_cut_short_comes_before_those_of_lower_priority",
+    ),
+    Mutant(
+        "a job that died with its node in its last attempt runs again and again",
+        PERSIST,
+        "when s.spent or s.error is not null then 'infinity'",
+        "when s.spent then 'infinity'",
+        f"{RACES}::test_a_job_that_kills_its_node_in_its_last_attempt_blocks_its_queue_where_that_was_asked_for",
+    ),
+    Mutant(
+        "a row that came by a dump is one of a transaction that is still to come",
+        ACQUIRE,
+        ", xid = least(q.xid, pg_current_xact_id())",
+        "",
+        f"{RACES}::test_a_queue_that_came_from_another_server_by_a_dump_leaves_no_row_that_is_taken",
+    ),
+    Mutant(
+        "who has seen all rows of a queue that are left locks it and does nothing",
+        ACQUIRE,
+        "coalesce(bool_or(r.taken), true) as orphaned",
+        "bool_or(r.taken) as orphaned",
+        f"{KNOWN}::test_a_queue_is_let_go_whose_row_somebody_had_locked_as_it_was_left",
+    ),
+    Mutant(
+        "what was prefetched behind a dead node's job keeps its claim where the last is gone",
+        ACQUIRE,
+        "    left join pgqueuetopia.jobs last on",
+        "    join pgqueuetopia.jobs last on",
+        f"{PREFETCH}::test_what_a_dead_node_tells_later_does_not_count_where_the_last_was_removed_by_hand",
+    ),
+    Mutant(
+        "where nothing was prefetched behind a dead node's job all behind it has another claim",
+        ACQUIRE,
+        "    where first.prefetched_to is not null\n",
+        "",
+        f"{PREFETCH}::test_what_is_behind_a_dead_nodes_job_is_left_alone_where_nothing_was_prefetched",
+    ),
+    Mutant(
+        "nothing behind a job that runs can be cancelled",
+        OPERATE,
+        "      and running.prefetched_to is not null\n",
+        "",
+        f"{PREFETCHING}::test_one_at_a_time_unless_asked_for",
+    ),
+    Mutant(
+        "a prefetched job can be cancelled where the last is gone",
+        OPERATE,
+        "    left join pgqueuetopia.jobs last on",
+        "    join pgqueuetopia.jobs last on",
+        f"{PREFETCH}::test_only_the_first_has_started_where_the_last_was_removed_by_hand",
+    ),
+    Mutant(
+        "a decorated async method is not run",
+        EXECUTION,
+        "            if inspect.iscoroutine(value):\n",
+        "            if False:\n",
+        f"{RUNNING}::test_an_async_method_behind_a_decorator_that_does_not_say_so_is_run",
+    ),
+    Mutant(
+        "a decorated async method may take as long as it likes",
+        EXECUTION,
+        "                self._timeouts.add(run, limit)\n                value = await value",
+        "                value = await value",
+        f"{RUNNING}::test_it_has_no_more_time_than_any_other",
+    ),
+    Mutant(
+        "a job that cancels its own task ends without a word",
+        EXECUTION,
+        "            # Of a job that has cancelled itself, too",
+        "            if run.stopped is None:\n                raise\n            #",
+        f"{POISON}::test_any_error_is_a_failure_of_the_job",
+    ),
+    Mutant(
+        "a generator that nobody has run is a success",
+        "pgqueuetopia/node/outcomes.py",
+        "case _ if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):",
+        "case _ if False:",
+        f"{POISON}::test_any_error_is_a_failure_of_the_job",
+    ),
+    Mutant(
+        "what a failure mode says is not looked at",
+        "pgqueuetopia/failure.py",
+        "        if faults := list(_settlement_faults(settlement)):\n",
+        "        if faults := []:\n",
+        f"{MODES}::test_a_failure_mode_that_says_what_cannot_be_written_has_its_job_abandoned",
+    ),
+    Mutant(
+        "a failure mode's delay is taken as it is",
+        "pgqueuetopia/failure.py",
+        "replace(settlement, delay=as_delay(delay))",
+        "settlement",
+        f"{MODES}::test_a_failure_mode_may_ask_for_any_delay",
+    ),
+    Mutant(
+        "a run that a mode has decided on is taken for one that has died",
+        "pgqueuetopia/failure.py",
+        " or (mode is not None and _has_told_of_its_last_run(job)):",
+        ":",
+        f"{MODES}::test_a_mode_that_is_a_function_may_retry_as_often_as_it_likes",
+    ),
+    Mutant(
+        "a failure mode is sent as the connection's codec has it",
+        "pgqueuetopia/db/sql/create_job.sql",
+        "$11::text::jsonb",
+        "$11::jsonb",
+        f"{MODES}::test_a_jobs_own_mode_is_stored_by_a_connection_with_a_codec_of_its_own",
+    ),
+    Mutant(
+        "a hook that exits ends the node",
+        EXECUTION,
+        'except (Exception, SystemExit) as error:\n            _tell_exception("handle_failed_job_raised"',
+        'except Exception as error:\n            _tell_exception("handle_failed_job_raised"',
+        f"{RUNNING}::test_a_hook_or_a_backoff_that_raises_loses_nothing",
+    ),
+    Mutant(
+        "a backoff that exits ends the node",
+        EXECUTION,
+        'except (Exception, SystemExit) as error:\n            _tell_exception("backoff_raised"',
+        'except Exception as error:\n            _tell_exception("backoff_raised"',
+        f"{RUNNING}::test_a_hook_or_a_backoff_that_raises_loses_nothing",
+    ),
+    Mutant(
+        "a success mode that exits ends the node",
+        EXECUTION,
+        'except (Exception, SystemExit) as error:\n            _tell_exception("success_mode_raised"',
+        'except Exception as error:\n            _tell_exception("success_mode_raised"',
+        f"{MODES}::test_what_a_success_mode_raises_harms_nothing",
+    ),
+    Mutant(
+        "what an interrupted job raises is its failure",
+        EXECUTION,
+        "            if run.stopped in (Stop.INTERRUPTED, Stop.KILLED):\n",
+        "            if run.stopped is Stop.KILLED:\n",
+        f"{POISON}::test_an_error_of_a_job_that_its_node_interrupts_is_no_failure",
+    ),
+    Mutant(
+        "what a killed job raises is its failure",
+        EXECUTION,
+        "            if run.stopped in (Stop.INTERRUPTED, Stop.KILLED):\n",
+        "            if run.stopped is Stop.INTERRUPTED:\n",
+        f"{POISON}::test_an_error_of_a_job_that_an_operator_kills_is_no_failure",
+    ),
+    Mutant(
+        "a result that is no JSON, though it looks like it, ends the node",
+        "pgqueuetopia/node/outcomes.py",
+        '        text, faults = json_text("result", result, LONGEST_RESULT)\n    except Exception',
+        '        text, faults = json_text("result", result, LONGEST_RESULT)\n    except ZeroDivisionError',
+        f"{POISON}::test_a_result_that_cannot_be_stored_is_told_and_the_job_has_succeeded",
+    ),
+    Mutant(
+        "what a job leaves behind for its task is the end of the next",
+        EXECUTION,
+        "this one is not to be lost with it.\n                return job\n",
+        "this one is not to be lost with it.\n                raise\n",
+        f"{PREFETCHING}::test_a_cancellation_that_a_job_leaves_behind_does_not_cost_the_next",
+    ),
+    Mutant(
+        "a job whose context cannot be compared ends without a word",
+        "pgqueuetopia/node/run.py",
+        "        except Exception:\n",
+        "        except ZeroDivisionError:\n",
+        f"{PREFETCHING}::test_a_job_may_set_a_context_variable_to_what_cannot_be_compared",
+    ),
+    Mutant(
+        "two runs of a job on one node are one",
+        EXECUTION,
+        "self._running[job.id, job.claim]",
+        "self._running[job.id, 0]",
+        f"{LOSS}::test_a_job_that_ignores_its_cancellation_may_run_beside_itself_and_its_node_goes_on",
+    ),
+    Mutant(
+        "an unexpected error leaves the session open",
+        NODE,
+        "        except BaseException:\n            session.abort()\n            raise\n        else:\n",
+        "        else:\n",
+        f"{LOSS}::test_an_unexpected_error_ends_the_session_and_others_run_what_it_ran",
+    ),
+    Mutant(
+        "a worker whose init was cancelled by somebody else leaves its post empty",
+        "pgqueuetopia/node/crew.py",
+        "        except (Exception, asyncio.CancelledError) as error:\n",
+        "        except Exception as error:\n",
+        "tests/test_workers.py::test_an_init_that_awaits_what_somebody_else_has_cancelled_is_tried_again",
+    ),
+    Mutant(
+        "of several instances only the last hears a signal",
+        "pgqueuetopia/node/leaving.py",
+        "    for hear in _heard_by:\n",
+        "    for hear in _heard_by[-1:]:\n",
+        f"{SIGNALS}::test_each_of_several_in_a_process_hears_each_signal",
+    ),
+    Mutant(
+        "signals are heard only once the database is there",
+        QUEUETOPIA,
+        "        with until_told_to_stop(self._hurry):\n            async with self.running():\n",
+        "        async with self.running():\n            with until_told_to_stop(self._hurry):\n",
+        f"{SIGNALS}::test_a_node_that_waits_for_its_database_leaves_at_once",
+    ),
+    Mutant(
+        "a node whose host is cancelled as it has started stays for ever",
+        QUEUETOPIA,
+        '        tasks.start_soon(_leave_when_cancelled, node, name="host")\n',
+        "",
+        f"{RUNNING}::test_a_node_whose_host_is_cancelled_as_it_has_started_leaves_in_order",
+    ),
+    Mutant(
+        "a job is sent by the loop of another thread",
+        "pgqueuetopia/db/sharing.py",
+        "        if self._sending is not None and self._sending.get_loop() is not loop:\n",
+        "        if False:\n",
+        "tests/test_sharing.py::test_another_threads_loop_waits_for_nobody_elses_statement",
+    ),
+    Mutant(
+        "params that Python cannot read end the node",
+        ROWS,
+        "        except (ValueError, RecursionError):\n",
+        "        except ZeroDivisionError:\n",
+        f"{POISON}::test_params_nested_deeper_than_python_reads_are_a_failure_of_their_job_alone",
+    ),
+    Mutant(
+        "a job whose params Python cannot read cannot be looked at",
+        ROWS,
+        "            except RecursionError:\n",
+        "            except ZeroDivisionError:\n",
+        f"{POISON}::test_params_nested_deeper_than_python_reads_are_a_failure_of_their_job_alone",
+    ),
+    Mutant(
+        "a number that Python refuses to read fails its job",
+        ROWS,
+        "json.loads(text, parse_int=_integer)",
+        "json.loads(text)",
+        f"{POISON}::test_a_number_of_more_digits_than_python_reads_is_performed_as_text",
+    ),
+    Mutant(
+        "a validator's odd error ends the node",
+        "pgqueuetopia/settings.py",
+        "        except Exception as error:\n            # A validator",
+        "        except ValidationError as error:\n            # A validator",
+        "tests/db/test_configs.py"
+        "::test_a_config_whose_validator_raises_anything_is_refused_and_the_node_goes_on",
+    ),
+    Mutant(
+        "a validator of all settings that raises anything ends the node",
+        "pgqueuetopia/settings.py",
+        "model_validate(values), faults\n        except Exception",
+        "model_validate(values), faults\n        except ValidationError",
+        "tests/db/test_configs.py"
+        "::test_a_config_whose_validator_raises_anything_is_refused_and_the_node_goes_on",
+    ),
+    Mutant(
+        "all loops share a pool",
+        "pgqueuetopia/db/repo.py",
+        "        loop = asyncio.get_running_loop()\n        if loop",
+        "        loop = next(iter(self._homes), asyncio.get_running_loop())\n        if loop",
+        "tests/test_loops.py",
     ),
 ]
 

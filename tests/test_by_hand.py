@@ -1,6 +1,6 @@
 """What operators and applications do with single jobs: filter, move, cancel what runs (Honeydew); by SQL."""
 
-import time
+import threading
 
 import asyncpg
 import pytest
@@ -19,7 +19,7 @@ from pgqueuetopia import (
     operations,
 )
 from tests.node.test_session_loss import Held
-from tests.support import Recorder, an_app, eventually
+from tests.support import DEADLINE, Recorder, an_app, eventually
 
 
 async def test_filter_takes_a_function_a_dict_or_a_state(dsn: str) -> None:
@@ -112,10 +112,12 @@ async def test_a_job_that_runs_is_stopped_wherever_it_runs_and_its_queue_goes_on
 
 
 async def test_a_thread_cannot_be_stopped(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go = threading.Event()
+
     class Threaded(Recorder):
         def perform(self, job: Job) -> None:  # type: ignore[override]
             self.performed.append(job)
-            time.sleep(0.5)
+            let_go.wait(DEADLINE)
 
     monkeypatch.setattr(operations, "KILL_PATIENCE", 0.1)
     performer = Threaded()
@@ -123,6 +125,8 @@ async def test_a_thread_cannot_be_stopped(dsn: str, monkeypatch: pytest.MonkeyPa
         job = await app.create_job("q", "a")
         await eventually(lambda: performer.performed)
         assert await app.cancel(job, kill=True) is Cancelled.IN_PROGRESS
+        let_go.set()
+        await eventually(lambda: is_in(app, job, "succeeded"))
 
 
 async def test_kill_says_of_a_job_that_does_not_run_what_cancel_says(dsn: str) -> None:

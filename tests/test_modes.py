@@ -1,5 +1,6 @@
 """Failure modes and success modes: Honeydew's, by their sentences."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
+import asyncpg
 import pytest
 import structlog
 
@@ -19,6 +21,7 @@ from pgqueuetopia import (
     Log,
     Misconfigured,
     Move,
+    NewJob,
     Ok,
     Queuetopia,
     Repo,
@@ -184,6 +187,21 @@ def test_a_retry_of_more_times_than_max_attempts_may_run_so_often() -> None:
     assert FailurePolicy(mode=Retry(30)).died(replace(JOB, attempts=32)) is not None
 
 
+async def test_a_mode_that_is_a_function_may_retry_as_often_as_it_likes(dsn: str) -> None:
+    """Its job is not taken for one that has killed its node each time."""
+    performer = Recorder(lambda job: Err("no") if job.attempts < 4 else None)
+
+    def again(job: Job, failure: Failure) -> Settlement:
+        return Settlement.retried(failure, timedelta(0))
+
+    async with an_app(dsn, performer, failure_mode=again) as app, app.running():
+        job = await app.create_job("q", "a", max_attempts=1)
+        await eventually(lambda: done(app, "q"))
+        stored = await app.get_job(job)
+    assert performer.ids == [job.id] * 4
+    assert (stored.outcome, [error["error"] for error in stored.errors]) == ("succeeded", ["no"] * 3)
+
+
 async def test_a_job_is_retried_three_times_and_then_moved(dsn: str) -> None:
     performer = Recorder(lambda job: Err("no") if job.queue == "q" else None)
     mode = Retry(times=3, finally_=Move("dead"))
@@ -216,6 +234,17 @@ async def test_a_jobs_own_mode_travels_with_it(dsn: str) -> None:
         assert loaded(job.failure_mode or {}) == Retry(1)
 
 
+async def test_a_jobs_own_mode_is_stored_by_a_connection_with_a_codec_of_its_own(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+    async with an_app(dsn, Recorder(lambda job: Err("no"))) as app, app.running():
+        job = await app.create_job("q", "a", failure_mode=Abandon(), conn=connection)
+        [other] = await app.create_jobs([NewJob("q", "a", failure_mode=Abandon())], conn=connection)
+        await eventually(lambda: done(app, "q"))
+        assert [(await app.get_job(one)).outcome for one in (job, other)] == ["abandoned"] * 2
+
+
 async def test_a_function_cannot_be_stored_with_a_job(dsn: str) -> None:
     async with an_app(dsn) as app:
         with pytest.raises(InvalidJob, match="A function cannot be stored with a job"):
@@ -241,6 +270,56 @@ async def test_a_failure_mode_may_be_a_plain_function_of_a_class(dsn: str) -> No
     await app.close()
 
 
+@pytest.mark.parametrize(
+    "settlement",
+    [
+        lambda failure: a_settlement(outcome=None, delay="soon", failure=failure),
+        lambda failure: a_settlement(outcome="abandoned", failure="text"),
+        lambda failure: Settlement.moved(failure, ""),
+        lambda failure: Settlement("no such outcome", None, failure=failure),
+    ],
+    ids=["a text as delay", "a text as failure", "no queue", "no outcome"],
+)
+async def test_a_failure_mode_that_says_what_cannot_be_written_has_its_job_abandoned(
+    dsn: str, settlement: Any
+) -> None:
+    """And all that has ended beside it is written."""
+    modes = {"bad": lambda job, failure: settlement(failure)}
+    async with an_app(dsn, Recorder(fail_badly), failure_modes=modes) as app, app.running():
+        failing = await app.create_job("bad", "a")
+        await app.create_job("good", "a")
+        await eventually(lambda: done(app, "good"))
+        await eventually(lambda: done(app, "bad"))
+        stored = await app.get_job(failing)
+    assert (stored.outcome, [error["error"] for error in stored.errors]) == ("abandoned", ["no"])
+
+
+def a_settlement(**given: Any) -> Settlement:
+    """Whatever it is given."""
+    return Settlement(**given)
+
+
+async def fail_badly(job: Job) -> Any:
+    return Err("no") if job.queue == "bad" else None
+
+
+@pytest.mark.parametrize(
+    "delay", [5, timedelta(seconds=-5), timedelta.max], ids=["a number", "negative", "for ever"]
+)
+async def test_a_failure_mode_may_ask_for_any_delay(dsn: str, delay: Any) -> None:
+    performer = Recorder(lambda job: Err("no") if job.claim == 1 else None)
+
+    def mode(job: Job, failure: Failure) -> Settlement:
+        return a_settlement(outcome=None, delay=delay, failure=failure)
+
+    async with an_app(dsn, performer, failure_mode=mode) as app, app.running():
+        await app.create_job("q", "a")
+        await eventually(lambda: performer.failed)
+    [failed] = performer.failed
+    assert failed.outcome != "abandoned"
+    assert [error["error"] for error in failed.errors] == ["no"]
+
+
 async def test_a_success_mode_is_told_after_the_outcome_is_committed(dsn: str) -> None:
     told: list[Success] = []
     states: list[str] = []
@@ -258,9 +337,13 @@ async def test_a_success_mode_is_told_after_the_outcome_is_committed(dsn: str) -
     assert timedelta(0) < told[0].run_time < timedelta(seconds=20)
 
 
-async def test_what_a_success_mode_raises_harms_nothing(dsn: str) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+async def test_what_a_success_mode_raises_harms_nothing(dsn: str, error: type[BaseException]) -> None:
+    def fail(success: Success) -> None:
+        raise error
+
     performer = Recorder()
-    async with an_app(dsn, performer, success_mode=lambda success: 1 / 0) as app, app.running():
+    async with an_app(dsn, performer, success_mode=fail) as app, app.running():
         with structlog.testing.capture_logs() as logs:
             await app.create_jobs([{"queue": "q", "action": "a"}] * 2)
             await eventually(lambda: len(performer.performed) == 2)

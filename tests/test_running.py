@@ -1,12 +1,15 @@
 """What becomes of a job: one test for each outcome."""
 
+import asyncio
 import os
 import time
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
+import structlog
 from pydantic import BaseModel, field_serializer
 
 from pgqueuetopia import Err, InvalidJob, Job, Ok, Performer, Queuetopia, Snooze, action, progress
@@ -189,6 +192,25 @@ async def test_a_node_whose_host_is_cancelled_leaves_in_order(dsn: str) -> None:
         assert (await app.status()).nodes == ()
 
 
+async def test_a_node_whose_host_is_cancelled_as_it_has_started_leaves_in_order(dsn: str) -> None:
+    async def host() -> None:
+        async with app.running():
+            await anyio.sleep_forever()
+
+    def cancel_it(logger: object, method: str, event: Any) -> Any:
+        """In the turn of the loop in which the node says that it has started."""
+        if event["event"] == "node_started":
+            asyncio.get_running_loop().call_soon(hosting.cancel)
+        return event
+
+    structlog.configure(processors=[cancel_it, structlog.processors.JSONRenderer()])
+    async with an_app(dsn, Recorder()) as app:
+        hosting = asyncio.create_task(host())
+        await eventually(hosting.done)
+        assert hosting.cancelled()
+        assert (await app.status()).nodes == ()
+
+
 async def test_a_performer_that_exits_or_cancels_itself_fails_its_job_alone(dsn: str) -> None:
     async def answer(job: Job) -> None:
         if job.action == "exit":
@@ -276,14 +298,15 @@ async def test_errors_are_capped_in_number_and_size(dsn: str) -> None:
     assert all(len(error["error"]) == 2000 for error in errors)
 
 
-async def test_a_hook_or_a_backoff_that_raises_loses_nothing(dsn: str) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+async def test_a_hook_or_a_backoff_that_raises_loses_nothing(dsn: str, error: type[BaseException]) -> None:
     class Unlucky(Recorder):
         def backoff(self, job: Job) -> timedelta:
-            raise RuntimeError("no backoff")
+            raise error("no backoff")
 
         async def handle_failed_job(self, job: Job) -> None:
             self.failed.append(job)
-            raise RuntimeError("no hook")
+            raise error("no hook")
 
     performer = Unlucky(lambda job: Err("no") if job.attempts == 1 else None)
     async with an_app(dsn, performer) as app, app.running():
@@ -352,6 +375,42 @@ async def test_a_plain_function_runs_in_a_thread_and_the_loop_goes_on(dsn: str) 
         await app.create_job("q2", "open")
         await eventually(lambda: is_done(app, waiting))
         assert (await app.get_job(waiting)).result != threading.current_thread().name
+
+
+def hidden(method: Any) -> Any:
+    """A decorator that knows nothing of async."""
+
+    def call(*arguments: Any) -> Any:
+        return method(*arguments)
+
+    return call
+
+
+async def test_an_async_method_behind_a_decorator_that_does_not_say_so_is_run(dsn: str) -> None:
+    class Decorated(Performer):
+        @hidden
+        async def perform(self, job: Job) -> str:
+            await anyio.lowlevel.checkpoint()
+            return "done"
+
+    async with an_app(dsn, Decorated()) as app, app.running():
+        job = await app.create_job("q", "a")
+        await eventually(lambda: is_done(app, job))
+        stored = await app.get_job(job)
+    assert (stored.outcome, stored.result) == ("succeeded", "done")
+
+
+async def test_it_has_no_more_time_than_any_other(dsn: str) -> None:
+    class Decorated(Recorder):
+        @hidden
+        async def perform(self, job: Job) -> None:
+            await anyio.sleep(60)
+
+    performer = Decorated()
+    async with an_app(dsn, performer) as app, app.running():
+        await app.create_job("q", "a", timeout=0.05)
+        await eventually(lambda: performer.failed)
+    assert performer.failed[0].errors[0]["error"] == "timeout: the job took longer than 0.05 s"
 
 
 async def test_a_thread_that_is_late_fails_and_its_queue_has_waited_for_it(dsn: str) -> None:

@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeAlias
 
+import anyio
 import asyncpg
 import pytest
 
-from pgqueuetopia import DatabaseRefused, DatabaseUnavailable, InvalidJob, Job
+from pgqueuetopia import DatabaseRefused, DatabaseUnavailable, InvalidJob, Job, Queuetopia
 from pgqueuetopia.db.sharing import MOST_CHARACTERS, MOST_JOBS
-from tests.support import an_app, eventually
+from tests.support import DEADLINE, an_app, eventually
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -158,3 +159,31 @@ async def test_after_a_loop_that_ended_all_its_tasks_jobs_are_created_again(
         assert second.cancelled()
         await locked.execute("commit; begin")
         assert (await app.create_job("q", "third")).action == "third"
+
+
+async def test_another_threads_loop_waits_for_nobody_elses_statement(dsn: str, locked: Connection) -> None:
+    """Whoever sends it could not call that loop."""
+    async with an_app(dsn) as app:
+        creations = await under_way(dsn, app.create_job("q", "first"))
+        creations.append(asyncio.create_task(in_a_thread(app)))
+        observer = await asyncpg.connect(dsn)
+        await eventually(lambda: are_waiting(observer, 2))
+        await observer.close()
+        await locked.execute("commit; begin")
+        assert all(isinstance(job, Job) for job in await together(creations))
+
+
+async def in_a_thread(app: Queuetopia) -> Job:
+    """With a loop of its own."""
+
+    async def create() -> Job:
+        with anyio.fail_after(DEADLINE):
+            job = await app.create_job("q", "second")
+        await app.repo.close()
+        return job
+
+    return await asyncio.to_thread(lambda: asyncio.run(create()))
+
+
+async def are_waiting(observer: Connection, statements: int) -> bool:
+    return bool(await observer.fetchval(WAITING) == statements)

@@ -92,6 +92,19 @@ async def test_a_queue_suspended_by_sql_in_every_scope_is_resumed(
         await eventually(lambda: performer.ids == [job.id])
 
 
+async def test_a_queue_is_resumed_where_all_configs_are_truncated(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    performer = Recorder()
+    async with an_app(dsn, performer) as app, app.running():
+        await app.suspend("q")
+        job = await app.create_job("q", "a")
+        await eventually(lambda: is_parked(connection))
+        assert performer.performed == []
+        await connection.execute("truncate pgqueuetopia.job_configs")
+        await eventually(lambda: performer.ids == [job.id])
+
+
 async def is_parked(connection: "asyncpg.Connection[asyncpg.Record]") -> bool:
     return not await connection.fetch("select from pgqueuetopia.run_queue")
 

@@ -210,6 +210,20 @@ async def test_init_is_tried_again_after_init_retry(dsn: str) -> None:
     assert [log["worker"] for log in logs if log["event"] == "worker_init_failed"] == ["Late", "Late"]
 
 
+async def test_an_init_that_awaits_what_somebody_else_has_cancelled_is_tried_again(dsn: str) -> None:
+    class Late(Counted):
+        async def init(self, *args: Any) -> Any:
+            made = await super().init()
+            if made == (1,):
+                raise asyncio.CancelledError
+            return made
+
+    async with an_app(dsn, Workers(Late, num=1, init_retry=0)) as app, app.running():
+        await app.create_job("q", "a")
+        await eventually(lambda: done(app))
+    assert Late.performed == [((2,), {})]
+
+
 async def test_a_worker_that_cannot_even_be_made_is_tried_again_as_well(dsn: str) -> None:
     class Unmade(Counted):
         tries = 0

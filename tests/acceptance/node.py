@@ -86,6 +86,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("history", type=Path)
     parser.add_argument("--concurrency", type=int, default=100)
     parser.add_argument("--prefetch", type=int, default=1)
+    parser.add_argument("--instances", type=int, default=1, help="in this process")
     parser.add_argument("--shutdown", type=float, default=30)
     parser.add_argument("--threads", action="store_true")
     parser.add_argument("--session-dsn")
@@ -98,6 +99,12 @@ def _arguments() -> argparse.Namespace:
 
 async def main(given: argparse.Namespace) -> None:
     journal = Journal(given.history)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(given.instances):
+            tasks.start_soon(run_one, given, journal)
+
+
+async def run_one(given: argparse.Namespace, journal: Journal) -> None:
     app = Queuetopia(
         repo=Repo(
             given.dsn,

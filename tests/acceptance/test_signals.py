@@ -1,3 +1,4 @@
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -60,6 +61,33 @@ async def test_a_second_signal_interrupts_at_once(app: Queuetopia, cluster: Clus
     assert node.wait() == 0
     assert {run.how for run in node.runs} == {INTERRUPTED}
     assert {(await app.get_job(job)).attempts for job in running} == {0}
+
+
+@pytest.mark.slow
+async def test_each_of_several_in_a_process_hears_each_signal(
+    app: Queuetopia, cluster: Cluster, tmp_path: Path
+) -> None:
+    node = cluster.start("--instances=2", "--concurrency=3", "--shutdown=3600")
+    await until_nodes_are_up(app, 2)
+    running = await create_jobs(app, {"until": str(tmp_path / "never")})
+    await eventually(lambda: {run.job for run in node.running} == set(ids(running)))
+    node.terminate()
+    await until_it_has_heard(node)
+    node.terminate()
+    assert node.wait() == 0
+    assert {run.how for run in node.runs} == {INTERRUPTED}
+    assert {(await app.get_job(job)).attempts for job in running} == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_node_that_waits_for_its_database_leaves_at_once(
+    cluster: Cluster, number: signal.Signals
+) -> None:
+    node = cluster.start("--session-dsn=postgresql://nobody@127.0.0.1:1/none", "--shutdown=3600")
+    await eventually(lambda: "database_unavailable" in node.log)
+    node.signal(number)
+    assert node.wait() == 0
 
 
 @pytest.mark.slow

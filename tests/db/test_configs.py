@@ -1,8 +1,11 @@
 from collections.abc import AsyncIterator
+from typing import Self
 
 import anyio
 import asyncpg
 import pytest
+import structlog
+from pydantic import field_validator, model_validator
 
 from pgqueuetopia import Config, ConfigNotFound, InvalidConfig, Queuetopia, Settings
 from tests.support import Recorder, an_app, eventually
@@ -10,6 +13,28 @@ from tests.support import Recorder, an_app, eventually
 
 class MailSettings(Settings):
     rate: int = 10
+
+
+class OddSettings(Settings):
+    size: int = 1
+
+    @field_validator("size")
+    @classmethod
+    def check(cls, value: int) -> int:
+        if value > 1:
+            raise AttributeError("odd")
+        return value
+
+
+class OddTogether(Settings):
+    size: int = 1
+    width: int = 1
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        if self.size > 1 and self.width > 1:
+            raise AttributeError("odd")
+        return self
 
 
 async def test_a_config_is_set_read_listed_and_deleted(dsn: str) -> None:
@@ -78,6 +103,22 @@ async def test_settings_stay_in_step_on_every_node(
         assert rates(app, other) == [20, 20], "the last good one is kept"
         await app.configs.delete("rate")
         await eventually(lambda: rates(app, other) == [10, 10])
+
+
+@pytest.mark.parametrize("odd", [OddSettings, OddTogether])
+async def test_a_config_whose_validator_raises_anything_is_refused_and_the_node_goes_on(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", odd: type[Settings]
+) -> None:
+    performer = Recorder()
+    async with an_app(dsn, performer, settings=odd) as app, app.running():
+        with structlog.testing.capture_logs() as logs:
+            await connection.execute(
+                "insert into pgqueuetopia.job_configs (scope, key, value)"
+                " values ('Test', 'size', '2'), ('Test', 'width', '2')"
+            )
+            await eventually(lambda: [log for log in logs if log["event"] == "config_refused"])
+        job = await app.create_job("q", "a")
+        await eventually(lambda: performer.ids == [job.id])
 
 
 def rates(*apps: Queuetopia) -> list[int]:

@@ -172,6 +172,32 @@ async def test_a_node_that_died_had_the_queue_by_a_row_that_committed_while_we_h
     await creator.close()
 
 
+async def test_a_queue_is_let_go_whose_row_somebody_had_locked_as_it_was_left(
+    dsn: str, connection: Connection
+) -> None:
+    """We could not remove it, and have seen it: all that we know of the queue is older than its only row."""
+    async with a_knowing_session(dsn) as session, sessions(dsn, "b") as [b]:
+        await connection.execute(INSERT, "q", 0)
+        await connection.execute(INSERT, "q", 0)
+        async with connection.transaction():
+            await connection.execute(LOCK_THE_NEWEST)
+            first = await taken(session)
+            stepped = await following(session, first)
+            [second] = stepped.claimed
+            ended = replace(done(second), snapshot=stepped.snapshot)
+            assert (await following(session, ended)).claimed == []
+        assert session.known.left.keys() == {'"q"'}
+        assert (await following(session)).claimed == []
+        third = await connection.fetchval(SCHEDULED, 0)
+        assert ids(await look(b)) == [third], "it is not held any longer"
+
+
+LOCK_THE_NEWEST = """
+select from pgqueuetopia.run_queue
+where xid = (select max(xid) from pgqueuetopia.run_queue where queue = 'q') for update
+"""
+
+
 async def test_it_matters_where_scans_from_the_start_take_long(racing_dsn: str) -> None:
     """Several in a row: one may have waited for the processor."""
     async with a_knowing_session(racing_dsn) as a:

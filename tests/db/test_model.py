@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -25,15 +24,14 @@ from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, Question
 from pgqueuetopia.outcome import Failure, Settlement
 from tests.conftest import EMPTY
-from tests.db.model import Model
+from tests.db.model import Model, ModelJob
 from tests.db.steps import open_session
 from tests.support import eventually
 
 QUEUES = st.sampled_from(["a", "b", "c"])
 NODES = st.sampled_from(["left", "right"])
 LATER = timedelta(hours=1)
-# What take() has an orphan wait, in seconds.
-ORPHAN_WAITS = 0.5
+STILL_WAITING = "select from pgqueuetopia.jobs where id = any ($1) and next_attempt_at > clock_timestamp()"
 TABLE = "select id, attempts, claim, outcome from pgqueuetopia.jobs"
 
 FAILURE = Failure("no")
@@ -85,7 +83,7 @@ class World(RuleBasedStateMachine):
         orphans = self.model.rescue()
         self._expect(node, self._step(session, ended, node))
         if orphans:
-            time.sleep(ORPHAN_WAITS + 0.02)
+            self.runner.run(eventually(lambda: self._are_due(orphans)))
             for orphan in orphans:
                 orphan.due = True
             self._expect(node, self._step(session, [], node))
@@ -171,6 +169,9 @@ class World(RuleBasedStateMachine):
         except JobNotFound:
             return False
         return True
+
+    async def _are_due(self, orphans: list[ModelJob]) -> bool:
+        return not await self.connection.fetch(STILL_WAITING, [job.id for job in orphans])
 
     async def _is_gone(self, node: str) -> bool:
         name = f"pgqueuetopia {node} %"

@@ -57,6 +57,19 @@ async def test_only_the_first_has_started(dsn: str) -> None:
         assert [await app.cancel(job) for job in jobs] == [Cancelled.IN_PROGRESS] * 4
 
 
+async def test_only_the_first_has_started_where_the_last_was_removed_by_hand(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """Which was the last is told by the first alone: now each may be one of them."""
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        *jobs, last = await several(app, a)
+        await connection.execute(REMOVE, last.id)
+        assert [await app.cancel(job) for job in jobs] == [Cancelled.IN_PROGRESS] * 3
+
+
+REMOVE = "delete from pgqueuetopia.jobs where id = $1"
+
+
 @pytest.mark.parametrize("again", [True, False], ids=["tried again", "just acquired"])
 async def test_what_is_behind_a_head_that_is_claimed_alone_is_left_alone(
     dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", again: bool
@@ -300,6 +313,27 @@ async def test_what_a_dead_node_tells_late_counts_until_its_queue_is_taken(dsn: 
         assert (await look(b)).claimed == [], "its node may not know yet that it was ended"
         assert await late(app, first, third) == [first.id], "it waits for this one's report alone"
         assert ids(await rescued(b)) == [third.id]
+
+
+async def test_what_is_behind_a_dead_nodes_job_is_left_alone_where_nothing_was_prefetched(dsn: str) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        first, *behind = await app.create_jobs([{"queue": "q", "action": "a"}] * 3)
+        assert ids(await look(a)) == [first.id]
+        await kill(dsn, "a")
+        assert ids(await rescued(b)) == [first.id]
+        assert [(await app.get_job(job)).claim for job in (first, *behind)] == [2, 0, 0]
+
+
+async def test_what_a_dead_node_tells_later_does_not_count_where_the_last_was_removed_by_hand(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        first, second, third, last = await several(app, a)
+        await connection.execute(REMOVE, last.id)
+        await kill(dsn, "a")
+        assert (await look(b)).claimed == [], "its node may not know yet that it was ended"
+        assert await late(app, first, second, third) == [first.id]
+        assert ids(await rescued(b)) == [second.id]
 
 
 async def late(app: Queuetopia, *jobs: Job) -> list[int]:

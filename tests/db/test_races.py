@@ -7,7 +7,7 @@ import anyio
 import asyncpg
 import pytest
 
-from pgqueuetopia import Cancelled, Job
+from pgqueuetopia import Cancelled, Job, Queuetopia
 from pgqueuetopia.db.session import Session
 from pgqueuetopia.db.step import Ended, Stepped, settlement_columns
 from pgqueuetopia.outcome import SUCCEEDED, Failure, Settlement
@@ -528,6 +528,31 @@ async def test_a_job_that_kills_its_node_is_abandoned_like_any_other(dsn: str) -
     assert "died" in abandoned.errors[-1]["error"]
 
 
+async def test_a_job_that_kills_its_node_in_its_last_attempt_blocks_its_queue_where_that_was_asked_for(
+    dsn: str,
+) -> None:
+    performer = Recorder()
+    async with an_app(dsn, performer, on_exhausted="block") as app:
+        poison = await app.create_job("q", "poison", max_attempts=1)
+        async with sessions(dsn, "a") as [a]:
+            assert ids(await look(a)) == [poison.id]
+            await kill(dsn, "a")
+        async with app.running():
+            await eventually(lambda: blocked_for_good(app))
+            other = await app.create_job("other", "a")
+            await eventually(lambda: performer.performed)
+            assert await blocked_for_good(app) == [poison.id]
+        stored = await app.get_job(poison)
+    assert performer.ids == [other.id]
+    # It was claimed twice, by the node that died and by the one that found it, and has failed once.
+    assert (stored.claim, len(stored.errors)) == (2, 1)
+
+
+async def blocked_for_good(app: Queuetopia) -> list[int]:
+    """The jobs that wait for an operator."""
+    return [blocked.head for blocked in await app.blocked_queues() if blocked.next_attempt_at is None]
+
+
 async def test_a_row_left_by_a_dead_node_is_taken_only_by_a_rescue(dsn: str) -> None:
     async with an_app(dsn) as app, sessions(dsn, "a", "b") as [_, b]:
         async with sessions(dsn, "c") as [c]:
@@ -620,6 +645,27 @@ async def test_rows_behind_a_running_job_are_tidied_even_by_a_node_that_is_full(
             await app.create_job("q", "a")
         await look(a, running=running, room=0)
         assert await connection.fetchval("select count(*) from pgqueuetopia.run_queue") == 1
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["ends", "dies"])
+async def test_a_queue_that_came_from_another_server_by_a_dump_leaves_no_row_that_is_taken(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", dies: bool
+) -> None:
+    """Its row tells of a transaction that is still to come here: as if nobody could see it yet."""
+    async with an_app(dsn) as app, sessions(dsn, "a", "b") as [a, b]:
+        first, second = [await app.create_job("q", "a") for _ in range(2)]
+        await connection.execute("update pgqueuetopia.run_queue set xid = '9000000000'")
+        claimed = await look(a)
+        assert ids(claimed) == [first.id]
+        if dies:
+            await kill(dsn, "a")
+            claimed = await rescued(b)
+            assert ids(claimed) == [first.id]
+        session = b if dies else a
+        claimed = await look(session, *map(done, claimed.claimed))
+        assert ids(claimed) == [second.id]
+        assert ids(await look(session, *map(done, claimed.claimed))) == []
+        assert await connection.fetch("select from pgqueuetopia.run_queue where taken") == []
 
 
 async def test_a_head_row_that_somebody_has_locked_holds_up_its_queue_alone(
@@ -728,10 +774,56 @@ async def test_a_suspension_waits_for_each_of_the_steps_whose_jobs_are_being_sta
         tasks.start_soon(suspend)
         await eventually(lambda: waits_for_a_lock(dsn))
         await look(a, running=claimed, starting=1)
-        await anyio.sleep(0.1)
-        assert not suspended.is_set(), "what one of the two has claimed has not been started yet"
+        assert await waits_for_a_lock(dsn), "what one of the two has claimed has not been started yet"
+        assert not suspended.is_set()
         await a.started()
         await suspended.wait()
+
+
+async def test_a_suspension_that_gives_up_on_one_node_holds_up_the_others_until_it_commits(
+    racing_dsn: str,
+) -> None:
+    """What another node claimed meanwhile, it would start after that."""
+    operator = await asyncpg.connect(racing_dsn)
+    await operator.execute("alter function pgqueuetopia.wait_for_starts set lock_timeout = '50ms'")
+    async with an_app(racing_dsn) as app, sessions(racing_dsn, "a", "b") as [a, b]:
+        frozen = await app.create_job("q", "a")
+        assert ids(await look(a)) == [frozen.id], "and it does not tell that it has started it"
+        await app.create_job("other", "a")
+        async with operator.transaction():
+            await operator.execute("update pgqueuetopia.job_configs set value = 'true'")
+            stepped = await look(b)
+            assert (stepped.claimed, stepped.held_up) == ([], True)
+        stepped = await look(b)
+        assert (stepped.claimed, stepped.suspended) == ([], True)
+    await operator.close()
+
+
+@pytest.mark.parametrize("scope", ["Test", "*"])
+async def test_a_queue_that_is_resumed_while_a_job_of_it_is_being_created_is_not_stranded(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", scope: str
+) -> None:
+    """Who resumes does not see the job, and who looks at it does not see that its queue is resumed."""
+    creator = await asyncpg.connect(dsn)
+    async with an_app(dsn) as app, sessions(dsn, "a") as [a]:
+        await connection.execute(
+            "insert into pgqueuetopia.job_configs (scope, key, value) values ($1, 'q_suspended', 'true')",
+            scope,
+        )
+        creating, resuming = creator.transaction(), connection.transaction()
+        await creating.start()
+        job = await app.create_job("q", "a", conn=creator)
+        await resuming.start()
+        await connection.execute("delete from pgqueuetopia.job_configs where key = 'q_suspended'")
+        await creating.commit()
+        assert ids(await look(a)) == []
+        await resuming.commit()
+        await eventually(lambda: claims(a, job))
+    await creator.close()
+
+
+async def claims(session: Session, job: Job) -> bool:
+    return ids(await look(session)) == [job.id]
 
 
 async def waits_for_a_lock(dsn: str) -> bool:

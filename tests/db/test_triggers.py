@@ -156,9 +156,13 @@ async def test_a_finished_job_brought_back_is_looked_at(
     [
         ("params", "'[]'"),
         ("timeout", "'-1 s'"),
+        ("timeout", "'3000000 years'"),
         ("max_backoff", "'-1 s'"),
+        ("max_backoff", "'3000000 years'"),
         ("max_attempts", "0"),
         ("scheduled_at", "'infinity'"),
+        ("scheduled_at", "'0044-03-15 12:00:00Z BC'"),
+        ("scheduled_at", "'12000-01-01 00:00:00Z'"),
         ("outcome", "'lost'"),
         ("done_at", "now()"),
     ],

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 import structlog
 
-from pgqueuetopia import Err, Job, Queuetopia, Snooze
+from pgqueuetopia import Cancelled, Err, Job, Queuetopia, Snooze
 from pgqueuetopia.db.rows import LONGEST_MESSAGE, LONGEST_TRACEBACK
 from pgqueuetopia.node.outcomes import LONGEST_RESULT
 from tests.support import Recorder, an_app, eventually
@@ -39,11 +39,33 @@ def fails(error: BaseException) -> Callable[[Job], Any]:
     return answer
 
 
+class LooksLikeADict:
+    """A proxy: what it says of its class is not so."""
+
+    @property  # type: ignore[misc]  # as proxies do
+    def __class__(self) -> type:
+        return dict
+
+
 def nested(depth: int) -> list[Any]:
     value: list[Any] = []
     for _ in range(depth):
         value = [value]
     return value
+
+
+async def cancels_itself(job: Job) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(60)
+
+
+async def goes_wrong_as_it_is_cancelled(job: Job) -> None:
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        raise RuntimeError("could not clean up") from None
 
 
 async def end_of(app: Queuetopia, job: Job) -> Job:
@@ -79,8 +101,20 @@ async def outcome_of(dsn: str, answer: Callable[[Job], Any]) -> Job:
         fails(BaseExceptionGroup("several", [OfItsOwnKind(), ValueError()])),
         lambda job: Err("NUL \0 and a lone surrogate \ud800"),
         lambda job: Snooze("soon"),  # type: ignore[arg-type]
+        lambda job: (n for n in "never run"),
+        cancels_itself,
     ],
-    ids=["no text", "BaseException", "exit", "recursion", "group", "unstorable", "bad snooze"],
+    ids=[
+        "no text",
+        "BaseException",
+        "exit",
+        "recursion",
+        "group",
+        "unstorable",
+        "bad snooze",
+        "generator",
+        "cancelled by itself",
+    ],
 )
 async def test_any_error_is_a_failure_of_the_job(dsn: str, answer: Callable[[Job], Any]) -> None:
     ended = await outcome_of(dsn, answer)
@@ -89,8 +123,17 @@ async def test_any_error_is_a_failure_of_the_job(dsn: str, answer: Callable[[Job
 
 @pytest.mark.parametrize(
     "result",
-    [object(), float("nan"), {1: 2}, "\0", nested(100_000), "x" * (LONGEST_RESULT + 1), 10**100_000],
-    ids=["object", "nan", "key", "nul", "deep", "long", "huge number"],
+    [
+        object(),
+        float("nan"),
+        {1: 2},
+        "\0",
+        nested(100_000),
+        "x" * (LONGEST_RESULT + 1),
+        10**100_000,
+        LooksLikeADict(),
+    ],
+    ids=["object", "nan", "key", "nul", "deep", "long", "huge number", "proxy"],
 )
 async def test_a_result_that_cannot_be_stored_is_told_and_the_job_has_succeeded(
     dsn: str, result: object
@@ -121,6 +164,12 @@ async def is_waiting(app: Queuetopia, job: Job) -> bool:
     return (await app.get_job(job)).next_attempt_at is not None
 
 
+PARAMS = (
+    "insert into pgqueuetopia.jobs (scope, queue, action, params, max_attempts)"
+    " values ('Test', 'q', 'a', $1, 1)"
+)
+
+
 async def test_params_that_somebody_else_has_nested_as_deep_as_the_database_takes_are_performed(
     dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
@@ -128,12 +177,48 @@ async def test_params_that_somebody_else_has_nested_as_deep_as_the_database_take
     deep = '{"x": ' * 900 + "1" + "}" * 900
     seen: list[Any] = []
     performer = Recorder(lambda job: seen.append(job.params))
-    await connection.execute(
-        "insert into pgqueuetopia.jobs (scope, queue, action, params) values ('Test', 'q', 'a', $1)", deep
-    )
+    await connection.execute(PARAMS, deep)
     async with an_app(dsn, performer) as app, app.running():
         await eventually(lambda: seen)
     assert seen == [json.loads(deep)]
+
+
+async def test_a_number_of_more_digits_than_python_reads_is_performed_as_text(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    digits = "7" * 5_000
+    await connection.execute(PARAMS, f'{{"x": {digits}, "y": 1}}')
+    async with an_app(dsn, Recorder(lambda job: job.params)) as app, app.running():
+        [job] = await app.list_jobs()
+        assert (await end_of(app, job)).result == {"x": digits, "y": 1}
+
+
+async def test_params_nested_deeper_than_python_reads_are_a_failure_of_their_job_alone(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    deep = '{"x": ' * 4_000 + "1" + "}" * 4_000
+    await connection.execute(PARAMS, deep)
+    performer = Recorder()
+    async with an_app(dsn, performer) as app:
+        [poison] = await app.list_jobs()
+        behind = await app.create_job("q", "a")
+        async with app.running():
+            assert (await end_of(app, behind)).outcome == "succeeded"
+            ended = await app.get_job(poison)
+    if python_reads(deep):
+        assert ended.outcome == "succeeded"
+    else:
+        assert (performer.ids, ended.outcome) == ([behind.id], "abandoned")
+        assert "RecursionError" in ended.errors[0]["error"]
+
+
+def python_reads(text: str) -> bool:
+    """Later ones read deeper."""
+    try:
+        json.loads(text)
+    except RecursionError:
+        return False
+    return True
 
 
 async def test_params_of_many_megabytes_are_performed_and_hold_up_nobody(dsn: str) -> None:
@@ -167,6 +252,26 @@ async def test_a_performer_that_swallows_cancellation_is_late_and_other_queues_g
         let_go.set()
         assert (await end_of(app, poison)).outcome == "succeeded", "it has come to a good end, if late"
         await end_of(app, behind)
+
+
+async def test_an_error_of_a_job_that_its_node_interrupts_is_no_failure(dsn: str) -> None:
+    performer = Recorder(goes_wrong_as_it_is_cancelled)
+    async with an_app(dsn, performer, shutdown=0) as app:
+        async with app.running():
+            job = await app.create_job("q", "a", max_attempts=1)
+            await eventually(lambda: performer.performed)
+        given_back = await app.get_job(job)
+    assert (given_back.state, given_back.attempts, given_back.errors) == ("ready", 0, ())
+
+
+async def test_an_error_of_a_job_that_an_operator_kills_is_no_failure(dsn: str) -> None:
+    performer = Recorder(goes_wrong_as_it_is_cancelled)
+    async with an_app(dsn, performer) as app, app.running():
+        job = await app.create_job("q", "a")
+        await eventually(lambda: performer.performed)
+        assert await app.cancel(job, kill=True) is Cancelled.OK
+        killed = await app.get_job(job)
+    assert (killed.outcome, killed.errors) == ("cancelled", ())
 
 
 async def test_a_performer_that_closes_the_pool_harms_nobody(dsn: str) -> None:

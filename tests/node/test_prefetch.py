@@ -131,6 +131,47 @@ async def test_what_a_job_does_to_its_task_is_not_there_for_the_next(dsn: str) -
     assert set(cancelling) == {0}
 
 
+async def test_a_cancellation_that_a_job_leaves_behind_does_not_cost_the_next(dsn: str) -> None:
+    """As a timer of some library's does that nobody has stopped."""
+
+    def leave_behind(job: Job) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if job.id % 3 == 0:
+            asyncio.get_running_loop().call_soon(task.cancel)
+
+    performer = Strict(leave_behind)
+    async with an_app(dsn, performer, prefetch=16) as app:
+        jobs = await fill(app, 60)
+        async with app.running():
+            await until_all_is_done(app)
+    assert (performer.ids, performer.overlaps) == (jobs, [])
+
+
+class Incomparable:
+    """As arrays of numbers are."""
+
+    __hash__ = None  # type: ignore[assignment]  # neither
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("ambiguous")
+
+
+async def test_a_job_may_set_a_context_variable_to_what_cannot_be_compared(dsn: str) -> None:
+    anything: ContextVar[object] = ContextVar("anything", default=None)
+
+    def note(job: Job) -> None:
+        anything.set(Incomparable())
+
+    performer = Strict(note)
+    async with an_app(dsn, performer, prefetch=16) as app:
+        jobs = await fill(app, 60)
+        anything.set(Incomparable())
+        async with app.running():
+            await until_all_is_done(app)
+    assert (performer.ids, performer.overlaps) == (jobs, [])
+
+
 class Stuck:
     """A node at a job of sixteen that waits, and not at the first of them: 33 are done, 26 are behind it."""
 

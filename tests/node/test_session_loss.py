@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -11,11 +12,12 @@ import asyncpg
 import pytest
 import structlog
 
-from pgqueuetopia import Job, Misconfigured, Repo
+from pgqueuetopia import Job, Misconfigured, Queuetopia, Repo, Settings
 from pgqueuetopia.db import session
 from pgqueuetopia.db.hearing import JOBS_CHANNEL, Told
-from pgqueuetopia.node import rescue, sleep
+from pgqueuetopia.node import node, rescue, sleep
 from pgqueuetopia.node.node import Node
+from pgqueuetopia.node.scheduler import Scheduler
 from tests.conftest import execute
 from tests.proxy import a_proxy
 from tests.support import Recorder, an_app, eventually
@@ -61,6 +63,79 @@ async def test_a_job_of_a_lost_session_is_stopped_and_runs_again_without_a_spent
 
 async def is_in(app: Any, job: Job, state: str) -> bool:
     return bool((await app.get_job(job)).state == state)
+
+
+async def test_a_job_that_ignores_its_cancellation_may_run_beside_itself_and_its_node_goes_on(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its session is lost and it does not end in time: its queue is anybody's, and comes to the same node."""
+    monkeypatch.setattr(node, "GRACE", 0.05)
+    ends = [anyio.Event(), anyio.Event()]
+    ended: list[int] = []
+
+    async def perform(job: Job) -> None:
+        if job.queue == "q":
+            await ignoring_cancellation(ends[job.claim - 1])
+            ended.append(job.claim)
+
+    performer = Recorder(perform)
+    async with an_app(dsn, performer) as app, app.running():
+        job = await app.create_job("q", "a")
+        await eventually(lambda: performer.performed)
+        await connection.execute(END_SESSIONS)
+        await eventually(lambda: len(performer.performed) == 2)
+        for n, end in enumerate(ends):
+            end.set()
+            await eventually(partial(has_ended, ended, n + 1))
+        await eventually(lambda: is_in(app, job, "succeeded"))
+        other = await app.create_job("other", "a")
+        await eventually(lambda: is_in(app, other, "succeeded"))
+
+
+async def ignoring_cancellation(end: anyio.Event) -> None:
+    while not end.is_set():
+        with suppress(asyncio.CancelledError):
+            await end.wait()
+
+
+def has_ended(ended: list[int], claim: int) -> bool:
+    return claim in ended
+
+
+async def test_an_unexpected_error_ends_the_session_and_others_run_what_it_ran(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """Whatever it is, a processor of the user's that breaks, say: no lock is left behind."""
+
+    def break_off(logger: object, method: str, event: Any) -> Any:
+        if event["event"] == "config_refused":
+            raise ZeroDivisionError
+        return event
+
+    structlog.configure(processors=[break_off, structlog.processors.JSONRenderer()])
+    here, there = Held(), Recorder()
+    # Nor is it the server that ends it.
+    options = {"settings": RateSettings, "session_timeout": 600}
+    async with an_app(dsn, here, **options) as app, an_app(dsn, there) as other:
+        job = await app.create_job("q", "a")
+        with pytest.raises(BaseExceptionGroup) as raised:
+            await run_until_it_breaks(app, here, connection)
+        assert raised.group_contains(ZeroDivisionError)
+        async with other.running():
+            await eventually(lambda: there.ids == [job.id])
+
+
+class RateSettings(Settings):
+    rate: int = 10
+
+
+async def run_until_it_breaks(app: Any, performer: Recorder, connection: Any) -> None:
+    async with app.running():
+        await eventually(lambda: performer.performed)
+        await connection.execute(
+            "insert into pgqueuetopia.job_configs (scope, key, value) values ('Test', 'rate', 'fast')"
+        )
+        await anyio.sleep_forever()
 
 
 async def test_a_node_that_lost_its_session_hears_and_obeys_as_before(
@@ -166,12 +241,26 @@ async def test_a_node_that_was_alone_notices_the_death_of_one_that_joined_later(
         async with other.running():
             await app.create_job("q", "a")
             await eventually(lambda: there.performed)
+            resumed_at = time.monotonic()
             await app.resume(local=True)
-            # Until it has looked, and sleeps again.
-            await anyio.sleep(0.3)
+            # It sleeps again after that.
+            await eventually(lambda: has_looked_for_the_dead(app, resumed_at))
             # Its death, for it does not come back: that would be told, too.
             await proxy.cut()
             await eventually(lambda: here.performed, within=5)
+
+
+def has_looked_for_the_dead(app: Queuetopia, since: float) -> bool:
+    """Its last look of this kind began later."""
+    return the_loop(app).rescue._last > since
+
+
+def the_loop(app: Queuetopia) -> Scheduler:
+    """Of the one node of an app."""
+    [running] = app._nodes
+    assert isinstance(running, Node)
+    assert running._scheduler is not None
+    return running._scheduler
 
 
 @pytest.mark.slow
@@ -263,10 +352,7 @@ async def test_a_node_that_finds_itself_alone_looks_for_the_queues_of_the_dead_o
         await app.create_job("q", "a")
         await eventually(lambda: there.performed)
         async with app.running():
-            node = app._nodes[0]
-            assert isinstance(node, Node)
-            loop = node._scheduler
-            assert loop is not None
+            loop = the_loop(app)
             monkeypatch.setattr(rescue, "RESCUE", 3600)
             await eventually(lambda: loop.sleep.is_on and loop.rescue._pause == 3600)
             monkeypatch.setattr(sleep, "COMPANY", 0.3)
