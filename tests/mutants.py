@@ -1082,8 +1082,8 @@ MUTANTS = [
     Mutant(
         "a job whose params Python cannot read cannot be looked at",
         ROWS,
-        "            except RecursionError:\n",
-        "            except ZeroDivisionError:\n",
+        "    except RecursionError:\n",
+        "    except ZeroDivisionError:\n",
         f"{POISON}::test_params_nested_deeper_than_python_reads_are_a_failure_of_their_job_alone",
     ),
     Mutant(
