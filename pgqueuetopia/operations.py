@@ -15,11 +15,10 @@ from pgqueuetopia.job import (
     Job,
     Page,
     Seconds,
-    as_timedelta,
     integer_faults,
-    is_duration,
     name_faults,
 )
+from pgqueuetopia.options import as_duration
 from pgqueuetopia.outcome import Reply
 from pgqueuetopia.status import BlockedQueue, Cancelled, Status, workers_of
 from pgqueuetopia.table.queue import TableQueue
@@ -124,12 +123,11 @@ class Operations:
         hour at least. Raises NoReply, JobNotFound, DatabaseUnavailable, and Misconfigured for a timeout that
         cannot be.
         """
-        if not is_duration(timeout):
-            raise Misconfigured(f"timeout must be seconds or a timedelta, and not negative, not {timeout!r}")
+        patience = as_duration("timeout", timeout).total_seconds()
         found = job if isinstance(job, Job) else await self.get_job(job)
         if not found.reply:
             raise NoReply(f"Job {found.id} has no replies: create it with create_job(..., reply=True).")
-        return await self._replies.next(found.moved_from or found.id, as_timedelta(timeout).total_seconds())
+        return await self._replies.next(found.moved_from or found.id, patience)
 
     async def cancel(self, job: Job | int, *, kill: bool = False) -> Cancelled:
         """End a job that has not ended and does not run: OK, IN_PROGRESS or NOT_FOUND.

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pgqueuetopia.errors import Misconfigured
 from pgqueuetopia.failure import OnExhausted
-from pgqueuetopia.job import LONGEST_DELAY, Seconds, count_faults, name_faults
+from pgqueuetopia.job import LONGEST_DELAY, Seconds, as_timedelta, count_faults, is_duration, name_faults
 from pgqueuetopia.modes import FailureMode, SuccessMode, callable_faults, failure_mode_faults
 from pgqueuetopia.table import together
 from pgqueuetopia.table.queue import TableQueue
@@ -84,6 +84,13 @@ def check(name: str, scope: str, options: Options, others: Iterable[str]) -> Non
         faults.append("scope '*' stands for every scope; choose a name")
     if faults:
         raise Misconfigured(f"{name}: {'; '.join(faults)}")
+
+
+def as_duration(name: str, value: Seconds) -> timedelta:
+    """A time that can be waited for. Raises Misconfigured for any other value."""
+    if not is_duration(value):
+        raise Misconfigured(f"{name} must be seconds or a timedelta, and not negative, not {value!r}")
+    return as_timedelta(value)
 
 
 def check_queue(queue: object) -> None:

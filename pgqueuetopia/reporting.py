@@ -10,7 +10,8 @@ import structlog
 from pgqueuetopia.db.events import Broadcast, Events
 from pgqueuetopia.db.repo import Repo
 from pgqueuetopia.errors import Misconfigured
-from pgqueuetopia.job import Job, Seconds, as_timedelta
+from pgqueuetopia.job import Job, Seconds
+from pgqueuetopia.options import as_duration
 from pgqueuetopia.status import Stats, Utilisation
 from pgqueuetopia.topics import Topic
 
@@ -65,11 +66,13 @@ class Reporting:
     async def stats(self, since: datetime | Seconds = 86_400) -> list[Stats]:
         """What has ended since a time (or in the last so many seconds: a day), by queue and action.
 
-        As far as jobs are kept (`job_retention`).
+        As far as jobs are kept (`job_retention`). Raises Misconfigured for a time without a zone.
         """
         if isinstance(since, datetime):
+            if since.tzinfo is None:
+                raise Misconfigured("since has no time zone; use datetime.now(UTC), or seconds")
             return await self.repo.stats(self.scope, since, None)
-        return await self.repo.stats(self.scope, None, as_timedelta(since))
+        return await self.repo.stats(self.scope, None, as_duration("since", since))
 
     async def get_jobs(self, topic: str) -> list[Job]:
         """All jobs of a topic or queue that are kept, in the order of creation; list_jobs has pages."""
@@ -88,9 +91,9 @@ class Reporting:
     async def delete_outdated_jobs(self, age: Seconds = timedelta(0)) -> int:
         """Remove the jobs that ended longer ago than this (seconds or timedelta); returns how many.
 
-        The cleaner does so by itself, after `job_retention`.
+        The cleaner does so by itself, after `job_retention`. Raises Misconfigured for an age below 0.
         """
-        return await self.repo.delete_ended(self.scope, as_timedelta(age))
+        return await self.repo.delete_ended(self.scope, as_duration("age", age))
 
     async def rescue_orphaned_jobs(self, topic: str | None = None) -> int:
         """Nothing, and 0: a job runs as long as its node holds its lock, and a dead one holds none."""

@@ -692,6 +692,17 @@ async def test_outdated_jobs_are_deleted(dsn: str, connection: Connection) -> No
         assert await is_in(other, others, "cancelled")
 
 
+async def test_a_time_that_cannot_be_is_refused(dsn: str) -> None:
+    async with an_app(dsn) as app:
+        with pytest.raises(Misconfigured, match="since has no time zone"):
+            await app.stats(datetime(2026, 1, 1))
+        for bad in (-1, timedelta(days=-1), "1 day"):
+            with pytest.raises(Misconfigured, match="must be seconds or a timedelta"):
+                await app.delete_outdated_jobs(bad)  # type: ignore[arg-type]
+            with pytest.raises(Misconfigured, match="must be seconds or a timedelta"):
+                await app.stats(bad)  # type: ignore[arg-type]
+
+
 async def test_there_are_no_orphans_to_rescue(dsn: str) -> None:
     performer = Recorder(lambda job: anyio.sleep_forever())
     async with an_app(dsn, performer, topics=[Topic("orphans")], shutdown=0) as app, app.running():
