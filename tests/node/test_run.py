@@ -1,6 +1,7 @@
 """What stops a run: its time, by the one timer that all share."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,17 +10,21 @@ from tests.support import eventually
 
 
 @asynccontextmanager
-async def runs(number: int) -> AsyncIterator[list[Run]]:
-    """So many runs that go on until they are stopped."""
+async def runs(number: int, ends: dict[int, float] | None = None) -> AsyncIterator[list[Run]]:
+    """So many runs that go on until they are stopped; notes when that was."""
     made: list[Run] = []
 
-    async def run() -> None:
+    async def run(place: int) -> None:
         task = asyncio.current_task()
         assert task is not None
         made.append(Run(task))
-        await asyncio.sleep(60)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            if ends is not None:
+                ends[place] = time.monotonic()
 
-    tasks = [asyncio.create_task(run()) for _ in range(number)]
+    tasks = [asyncio.create_task(run(place)) for place in range(number)]
     await asyncio.sleep(0)
     yield made
     for run_, task in zip(made, tasks, strict=True):
@@ -30,18 +35,15 @@ async def runs(number: int) -> AsyncIterator[list[Run]]:
 
 async def test_each_is_stopped_in_its_own_time() -> None:
     timeouts = Timeouts()
-    order: list[int] = []
-    async with runs(4) as made:
-        for run, seconds in zip(made, (60, 0.06, 0.02, 0), strict=True):
+    limits = (60, 0.06, 0.02, 0)
+    ends: dict[int, float] = {}
+    began = time.monotonic()
+    async with runs(4, ends) as made:
+        for run, seconds in zip(made, limits, strict=True):
             timeouts.add(run, seconds)
-
-        def stopped() -> bool:
-            order.extend(n for n, run in enumerate(made) if run.stopped and n not in order)
-            return len(order) == 2
-
-        await eventually(stopped)
-        assert order == [2, 1]
+        await eventually(lambda: len(ends) == 2)
         assert [run.stopped for run in made] == [None, Stop.TIMED_OUT, Stop.TIMED_OUT, None]
+        assert all(end - began >= limits[place] for place, end in ends.items())
 
 
 async def test_one_that_has_ended_is_left_alone() -> None:
