@@ -1,4 +1,4 @@
-"""A queue that has very many rows in the run queue: a step does a part of them, and others do not wait for long."""
+"""A queue with very many rows in the run queue: a step does a part of them, and others go on."""
 
 from datetime import timedelta
 from pathlib import Path
