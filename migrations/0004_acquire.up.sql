@@ -319,13 +319,6 @@ begin
       select s.ctid from pgqueuetopia.run_queue s where s.ctid = any (v_surplus) for update skip locked
     ));
   end if;
-  if v_is_cut then
-    -- Where there is less now, the next step comes further.
-    v_is_full := v_is_full or cardinality(v_surplus) + cardinality(v_rows) > 0;
-    if pgqueuetopia.put_together(v_ahead) then
-      v_is_full := true;
-    end if;
-  end if;
   if cardinality(v_rows) > 0 then
     v_taken := pgqueuetopia.take(
       p_scope, v_rows, v_queues, p_known, p_seen, p_careful, p_suspended, p_check_suspension, p_now
@@ -336,6 +329,13 @@ begin
         -- They are the first again.
         v_fronts := v_first_fronts;
       end if;
+    end if;
+  end if;
+  if v_is_cut then
+    -- Where there is less now, the next step comes further.
+    v_is_full := v_is_full or cardinality(v_surplus) + coalesce(cardinality(v_taken.queues), 0) > 0;
+    if pgqueuetopia.put_together(v_ahead) then
+      v_is_full := true;
     end if;
   end if;
   return (v_taken, v_contended, v_is_full, v_priorities, v_fronts, v_drags, v_passed, v_adopted);

@@ -355,7 +355,7 @@ MUTANTS = [
     Mutant(
         "who has not come to the end of a scan rests",
         ACQUIRE,
-        "or cardinality(v_surplus) + cardinality(v_rows) > 0;",
+        "or cardinality(v_surplus) + coalesce(cardinality(v_taken.queues), 0) > 0;",
         ";",
         f"{MANY}::test_what_came_in_for_a_queue_that_runs_hides_no_other",
     ),
