@@ -204,12 +204,31 @@ $$;
 -- Per row, with a condition: these fire for what people change by hand, and never for the hot path (a
 -- statement-level trigger with transition tables would copy every row that step() updates).
 create trigger jobs_moved
-after update of scope, queue, scheduled_at on pgqueuetopia.jobs
+after update of scope, queue, scheduled_at, topic on pgqueuetopia.jobs
 for each row when (
   new.done_at is null
-  and (new.scope, new.queue, new.scheduled_at) is distinct from (old.scope, old.queue, old.scheduled_at)
+  and (
+    (new.scope, new.queue, new.scheduled_at) is distinct from (old.scope, old.queue, old.scheduled_at)
+    or (old.topic and not new.topic)
+  )
 )
 execute function pgqueuetopia.jobs_changed();
+
+-- A job of a topic that is moved to another queue: whether that is a topic only the nodes know, and they adopt it then, like one
+-- that was inserted without the flag (0004).
+create function pgqueuetopia.jobs_leave_topic() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+  new.topic := false;
+  return new;
+end
+$$;
+
+create trigger jobs_leave_topic
+before update of scope, queue on pgqueuetopia.jobs
+for each row when (old.topic and (new.scope, new.queue) is distinct from (old.scope, old.queue))
+execute function pgqueuetopia.jobs_leave_topic();
 
 -- A wait cut short, a waiting head ended by hand, a finished job brought back.
 create trigger jobs_released
@@ -369,5 +388,5 @@ for each statement execute function pgqueuetopia.replies_inserted();
 -- On a table of one's own, with types and casts of one's own, they would run that as their owner.
 revoke execute on function
   pgqueuetopia.jobs_inserted(), pgqueuetopia.jobs_changed(), pgqueuetopia.job_configs_changed(),
-  pgqueuetopia.replies_inserted(), pgqueuetopia.job_configs_truncated()
+  pgqueuetopia.replies_inserted(), pgqueuetopia.job_configs_truncated(), pgqueuetopia.jobs_leave_topic()
 from public;

@@ -7,6 +7,7 @@ drop function pgqueuetopia.leave_prefetched;
 drop function pgqueuetopia.wait_for_report(text, bigint[]);
 drop function pgqueuetopia.adopt;
 drop function pgqueuetopia.acquire;
+drop function pgqueuetopia.put_together;
 drop function pgqueuetopia.priorities;
 drop function pgqueuetopia.first_job;
 drop type pgqueuetopia.acquired;

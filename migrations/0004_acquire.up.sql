@@ -77,20 +77,21 @@ $$;
 -- What a look at queues that this session has locked has found: the heads that are due, the others, and what it has seen.
 create type pgqueuetopia.looked as (due pgqueuetopia.head[], others pgqueuetopia.head[], snapshot pg_snapshot);
 
--- Queues that this session has taken, and what it has found there.
-create type pgqueuetopia.taken as (queues text[], looked pgqueuetopia.looked);
+-- Queues that this session has taken, and what it has found there; and those that it has only locked, for they had too many rows.
+create type pgqueuetopia.taken as (queues text[], looked pgqueuetopia.looked, too_many text[]);
 
 -- What acquire has come to.
 create type pgqueuetopia.acquired as (
   taken pgqueuetopia.taken,
-  -- whether some were contended, and whether there may be more than there was room for
+  -- whether some were contended, and whether there may be more than there was room for, or than was read
   contended boolean,
   is_full boolean,
   priorities integer[],
   fronts timestamptz[],
   -- whether a scan from the start took long, for dead rows; null: there was none
   drags boolean,
-  -- how many of the rivals came first; queues that are topics: their jobs have become a topic's, and they are to be let go
+  -- how many of the rivals came first; queues that are to be let go: topics, for their jobs have become a topic's, and those
+  -- that had too many rows (see take)
   rivals integer,
   adopted text[]
 );
@@ -150,6 +151,36 @@ begin
 end
 $$;
 
+-- Put rows of the run queue together, of queues that this session has locked: of each queue one is left, with the first of
+-- their places, but for those that are taken. Returns whether there were any. (Nobody's look has seen the transaction of the one
+-- that is left, so whoever has a queue finds it by that.)
+create function pgqueuetopia.put_together(p_rows tid[]) returns boolean
+language plpgsql
+as $$
+begin
+  with many as materialized (
+    select array_agg(q.ctid) as rows
+    from pgqueuetopia.run_queue q
+    where q.ctid = any (p_rows) and not q.taken
+    group by q.scope, q.queue
+    having count(*) > 1
+  ),
+  gone as (
+    delete from pgqueuetopia.run_queue q where q.ctid = any (array(
+      select s.ctid from pgqueuetopia.run_queue s
+      where s.ctid = any (array(select r.row_at from many m cross join unnest(m.rows) r (row_at)))
+      for update skip locked
+    ))
+    returning q.scope, q.queue, q.priority, q.ready_at, q.place
+  )
+  insert into pgqueuetopia.run_queue (scope, queue, priority, ready_at, place)
+  select g.scope, g.queue, max(g.priority), min(g.ready_at), min(g.place)
+  from gone g
+  group by g.scope, g.queue;
+  return found;
+end
+$$;
+
 -- Lock queues that are due, highest priority first, then the one due longest. The lock comes before the
 -- snapshot that reads the head (in take), or a job that another node has just finished would run again.
 -- A taken row belongs to a node; a rescue looks at those too, and finds the queues of the dead.
@@ -158,7 +189,8 @@ $$;
 -- again and again; it stays a little behind, for what commits late. Null: everything, from the start.
 --
 -- What came in behind a job that runs is removed, for we look again before we let its queue go. Not what is older
--- than the job's claim: it may be ahead of the job, and is kept for that look. Null: kept in any case.
+-- than the job's claim: it may be ahead of the job, and is kept for that look; where so much is that the scan does not come to its
+-- end, it is put together, lest it hide other queues for as long as the job runs. Null: kept in any case.
 create function pgqueuetopia.acquire(
   p_scope text,
   p_held text[],
@@ -190,6 +222,7 @@ declare
   r record;
   v_rows tid[] := '{}';
   v_surplus tid[] := '{}';
+  v_ahead tid[] := '{}';
   v_topic_rows tid[] := '{}';
   v_rivals integer := coalesce(cardinality(p_rival_dues), 0);
   v_seen integer;
@@ -198,8 +231,10 @@ declare
   v_passed integer := 0;
   v_contended boolean := false;
   v_is_full boolean := false;
+  v_is_cut boolean := false;
   v_priorities integer[] := p_priorities;
   v_fronts timestamptz[] := p_fronts;
+  v_first_fronts timestamptz[];
   v_taken pgqueuetopia.taken;
   v_began timestamptz;
   v_drags boolean;
@@ -210,6 +245,7 @@ begin
     select p.priorities, p.fronts into v_priorities, v_fronts from pgqueuetopia.priorities(p_scope, p_now - c_late) p;
     v_drags := clock_timestamp() - v_began > c_long;
   end if;
+  v_first_fronts := v_fronts;
   for i in 1 .. cardinality(v_priorities) loop
     exit when v_is_full;
     v_seen := 0;
@@ -233,6 +269,8 @@ begin
       if r.held is not null then
         if not r.taken and r.place > p_claimed_at[r.held] then
           v_surplus := v_surplus || r.row_at;
+        elsif not r.taken and p_claimed_at[r.held] is not null then
+          v_ahead := v_ahead || r.row_at;
         end if;
         continue;
       elsif r.queue = any (v_queues) then
@@ -266,6 +304,7 @@ begin
         v_contended := true;
       end if;
     end loop;
+    v_is_cut := v_is_cut or v_seen = c_most;
     v_fronts[i] := greatest(
       v_fronts[i], case when v_is_full or v_seen = c_most then r.ready_at else p_now end - c_late
     );
@@ -284,6 +323,20 @@ begin
     v_taken := pgqueuetopia.take(
       p_scope, v_rows, v_queues, p_known, p_seen, p_careful, p_suspended, p_check_suspension, p_now
     );
+    if v_taken.too_many <> '{}' then
+      v_adopted := v_adopted || v_taken.too_many;
+      if not v_is_cut then
+        -- They are the first again.
+        v_fronts := v_first_fronts;
+      end if;
+    end if;
+  end if;
+  if v_is_cut then
+    -- Where there is less now, the next step comes further.
+    v_is_full := v_is_full or cardinality(v_surplus) + coalesce(cardinality(v_taken.queues), 0) > 0;
+    if pgqueuetopia.put_together(v_ahead) then
+      v_is_full := true;
+    end if;
   end if;
   return (v_taken, v_contended, v_is_full, v_priorities, v_fronts, v_drags, v_passed, v_adopted);
 end
@@ -424,7 +477,10 @@ $$;
 -- read, which nobody else ever has to, and it is looked at after that.
 --
 -- All rows of a queue are read, dead ones too, unless this session knows of a snapshot that saw none that is still there
--- (p_known, p_seen): since it had the queue itself then, and whoever has a queue removes what it sees.
+-- (p_known, p_seen): since it had the queue itself then, and whoever has a queue removes what it sees. Not more in one step than
+-- that can be done with: of a queue that has too many, as after a long suspension, some are removed, the row by which it was locked
+-- names the first of their places, and it is to be let go when that is committed. It is run when all of its rows can be read,
+-- for one of them may be a dead node's.
 create function pgqueuetopia.take(
   p_scope text,
   p_rows tid[],
@@ -439,11 +495,15 @@ create function pgqueuetopia.take(
 language plpgsql
 as $$
 declare
+  c_most constant integer := 50000;
+  v_most integer := greatest(c_most / cardinality(p_queues), 100);
   v_rows tid[] := p_rows;
   v_taken pgqueuetopia.taken;
   v_looked pgqueuetopia.looked;
   v_surplus tid[];
   v_orphans text[];
+  v_marked tid[];
+  v_places timestamptz[];
 begin
   if p_careful then
     v_rows := array(
@@ -451,7 +511,12 @@ begin
       where q.ctid = any (p_rows) and not q.taken
         -- What a node that died has left may be locked as well.
         and not exists (
-          select from pgqueuetopia.run_queue t where t.scope = p_scope and t.queue = q.queue and t.taken
+          select from (
+            select t.taken from pgqueuetopia.run_queue t
+            where t.scope = p_scope and t.queue = q.queue
+            order by t.xid limit v_most + 1
+          ) t
+          where t.taken
         )
       for update skip locked
     );
@@ -460,11 +525,13 @@ begin
     -- A row that came from another server by a dump may tell of a transaction that is still to come here.
     update pgqueuetopia.run_queue q set taken = true, xid = least(q.xid, pg_current_xact_id())
     where q.ctid = any (v_rows)
-    returning q.queue, array_position(p_queues, q.queue) as n, p_seen[array_position(p_known, q.queue)]::pg_snapshot as seen
+    returning
+      q.queue, q.ctid as row_at, array_position(p_queues, q.queue) as n,
+      p_seen[array_position(p_known, q.queue)]::pg_snapshot as seen
   ),
   mine as materialized (
     select
-      m.queue, m.n, r.orphaned, r.place, r.surplus,
+      m.queue, m.row_at, m.n, r.orphaned, r.place, r.surplus, coalesce(cardinality(r.surplus) >= v_most, false) as too_many,
       p_check_suspension and pgqueuetopia.some_suspended(p_scope, m.queue || '_suspended') as suspended
     from marked m
     cross join lateral (
@@ -473,7 +540,7 @@ begin
         -- Null where a row that was seen is still there, for somebody had locked it: then all is read.
         coalesce(bool_or(r.taken), true) as orphaned, min(r.place) as place,
         array_agg(r.row_at) filter (where r.row_at <> p_rows[m.n]) as surplus
-      from pgqueuetopia.rows_since(m.seen, p_scope, m.queue) r
+      from (select * from pgqueuetopia.rows_since(m.seen, p_scope, m.queue) limit v_most + 1) r
     ) r
   ),
   heads as (
@@ -482,23 +549,36 @@ begin
         m.queue, m.suspended, j.id, j.priority, j.scheduled_at, j.next_attempt_at, j.due_at,
         not (m.suspended or p_suspended) and coalesce(j.due_at <= p_now, false), null, null
       )::pgqueuetopia.head as head,
-      m.n, m.orphaned
+      m.n, m.orphaned, m.too_many, m.row_at, m.place
     from mine m
-    left join lateral pgqueuetopia.first_job(p_scope, m.queue, m.place) j on not m.orphaned
+    left join lateral pgqueuetopia.first_job(p_scope, m.queue, m.place) j on not (m.orphaned or m.too_many)
   )
   select
-    coalesce(array_agg((h.head).queue order by h.n), '{}'), array_agg((h.head).queue) filter (where h.orphaned),
+    coalesce(array_agg((h.head).queue order by h.n), '{}'), array_agg((h.head).queue) filter (where h.orphaned and not h.too_many),
     (select array_agg(s.row_at) from mine m cross join unnest(m.surplus) s (row_at)),
     coalesce(array_agg(h.head order by h.n) filter (where (h.head).due), '{}'),
-    coalesce(array_agg(h.head) filter (where not ((h.head).due or h.orphaned)), '{}'),
-    pg_current_snapshot()
-  into v_taken.queues, v_orphans, v_surplus, v_looked.due, v_looked.others, v_looked.snapshot
+    coalesce(array_agg(h.head) filter (where not ((h.head).due or h.orphaned or h.too_many)), '{}'),
+    pg_current_snapshot(),
+    coalesce(array_agg((h.head).queue) filter (where h.too_many), '{}'),
+    array_agg(h.row_at) filter (where h.too_many), array_agg(h.place) filter (where h.too_many)
+  into
+    v_taken.queues, v_orphans, v_surplus, v_looked.due, v_looked.others, v_looked.snapshot, v_taken.too_many, v_marked, v_places
   from heads h;
   -- failpoint: taken
   if v_surplus is not null then
     delete from pgqueuetopia.run_queue q where q.ctid = any (array(
-      select s.ctid from pgqueuetopia.run_queue s where s.ctid = any (v_surplus) for update skip locked
+      select s.ctid from pgqueuetopia.run_queue s
+      where s.ctid = any (v_surplus)
+        -- A dead node's row tells of it until all are read.
+        and (not s.taken or s.queue <> all (v_taken.too_many))
+      for update skip locked
     ));
+  end if;
+  if v_marked is not null then
+    update pgqueuetopia.run_queue q
+    set taken = false, place = least(q.place, v_places[array_position(v_marked, q.ctid)])
+    where q.ctid = any (v_marked);
+    v_taken.queues := array(select q from unnest(v_taken.queues) q where q <> all (v_taken.too_many));
   end if;
   if v_orphans is not null then
     v_looked := pgqueuetopia.left_by_the_dead(p_scope, v_orphans, v_looked, p_suspended, p_check_suspension, p_now);
@@ -507,7 +587,7 @@ begin
   if cardinality(v_taken.queues) < cardinality(p_queues) then
     perform pg_advisory_unlock(pgqueuetopia.lock_key('queue', p_scope, q.queue))
     from unnest(p_queues) q (queue)
-    where q.queue not in (select m.queue from unnest(v_taken.queues) m (queue));
+    where q.queue not in (select m.queue from unnest(v_taken.queues || v_taken.too_many) m (queue));
   end if;
   return v_taken;
 end
@@ -515,44 +595,70 @@ $$;
 
 -- Remove the rows that came in behind jobs that run on, as acquire does, and those of the queues from which this step
 -- has claimed: what its snapshot sees was seen by the look, too. What came in since a queue was taken is later in its
--- index than the row by which it was. (In plpgsql, and not in SQL: its plan is kept.)
+-- index than the row by which it was. Of each queue so many that all can be done with; what came in ahead of a job is put
+-- together where there is more than a little, lest it be all that is read, or hide other queues from other nodes (acquire). (In
+-- plpgsql, and not in SQL: its plan is kept.)
 create function pgqueuetopia.tidy(
   p_scope text, p_running text[], p_claimed_at timestamptz[], p_claimed text[], p_snapshot text
 ) returns void
 language plpgsql
 as $$
+declare
+  c_most constant integer := 50000;
+  c_few constant integer := 100;
+  v_queues integer := coalesce(cardinality(p_running), 0) + cardinality(p_claimed);
+  v_most integer := greatest(c_most / greatest(v_queues, 1), c_few);
+  v_surplus tid[];
+  v_ahead tid[];
 begin
-  delete from pgqueuetopia.run_queue q
-  where q.ctid = any (array(
-    select r.row_at
+  select array_agg(s.row_at) filter (where s.is_behind), array_agg(s.row_at) filter (where not s.is_behind)
+  into v_surplus, v_ahead
+  from (
+    select r.row_at, r.place > o.claimed_at as is_behind
     from unnest(p_running, p_claimed_at) o (queue, claimed_at)
     cross join lateral (
-      select r.ctid as row_at from pgqueuetopia.run_queue r
-      where r.scope = p_scope and r.queue = o.queue and not r.taken and r.place > o.claimed_at
+      select r.ctid as row_at, r.place from pgqueuetopia.run_queue r
+      where r.scope = p_scope and r.queue = o.queue and not r.taken
         and r.xid >= coalesce((
-          select t.xid from pgqueuetopia.run_queue t
-          where t.scope = p_scope and t.queue = o.queue and t.taken
-          order by t.xid desc limit 1
+          select t.xid from (
+            select t.xid, t.taken from pgqueuetopia.run_queue t
+            where t.scope = p_scope and t.queue = o.queue
+            order by t.xid desc limit c_most
+          ) t
+          where t.taken
+          limit 1
         ), '0')
       order by r.xid
-      for update skip locked
+      limit v_most
     ) r
     union all
-    select r.row_at
+    select r.row_at, true
     from unnest(p_claimed) c (queue)
     cross join lateral (
       select r.ctid as row_at from pgqueuetopia.run_queue r
       where r.scope = p_scope and r.queue = c.queue and not r.taken
         and pg_visible_in_snapshot(r.xid, p_snapshot::pg_snapshot)
         and r.xid >= coalesce((
-          select t.xid from pgqueuetopia.run_queue t
-          where t.scope = p_scope and t.queue = c.queue and t.taken
-          order by t.xid desc limit 1
+          select t.xid from (
+            select t.xid, t.taken from pgqueuetopia.run_queue t
+            where t.scope = p_scope and t.queue = c.queue
+            order by t.xid desc limit c_most
+          ) t
+          where t.taken
+          limit 1
         ), '0')
       order by r.xid
-      for update skip locked
+      limit v_most
     ) r
-  ));
+  ) s;
+  if v_surplus is not null then
+    delete from pgqueuetopia.run_queue q where q.ctid = any (array(
+      select s.ctid from pgqueuetopia.run_queue s where s.ctid = any (v_surplus) for update skip locked
+    ));
+  end if;
+  if cardinality(v_ahead) >= c_few then
+    perform pgqueuetopia.put_together(v_ahead);
+  end if;
 end
 $$;
 

@@ -89,7 +89,8 @@ return row(
 -- A queue is looked at from its place, unless something came in ahead of it since it was looked at last: a row of the run
 -- queue that nobody has taken, of a transaction that the snapshot of that look did not see. Such rows are removed, for the
 -- look from the start that follows sees what they stand for. (One index range and a few points, however many dead rows a
--- long transaction keeps, and whatever it has written itself.) Without a place it is looked at from its start.
+-- long transaction keeps, and whatever it has written itself.) Without a place it is looked at from its start, and so are all where
+-- more came in than one step can remove: what is left then has been seen.
 create function pgqueuetopia.look(
   p_scope text,
   p_queues text[],
@@ -107,6 +108,7 @@ create function pgqueuetopia.look(
 language plpgsql
 as $$
 declare
+  c_most constant integer := 50000;
   v_looked pgqueuetopia.looked;
   v_seen tid[];
 begin
@@ -134,6 +136,7 @@ begin
     from asked a
     cross join lateral pgqueuetopia.rows_since(a.seen, p_scope, a.queue) e
     where a.place is not null and e.place <= a.place and not e.taken
+    limit c_most
   ),
   -- Materialized, for a function is not put in the place of its call where its arguments hold a subselect.
   placed as materialized (
@@ -141,7 +144,8 @@ begin
       a.*,
       p_check_suspension and pgqueuetopia.some_suspended(p_scope, a.queue || '_suspended') as suspended,
       case
-        when a.place is null or exists (select from ahead e where e.queue = a.queue) then timestamptz '-infinity'
+        when a.place is null or exists (select from ahead e where e.queue = a.queue) or (select count(*) from ahead) = c_most
+          then timestamptz '-infinity'
       end as start
     from asked a
   ),
@@ -193,13 +197,16 @@ end
 $$;
 
 -- Let queues go: what the look at them has seen in the run queue is removed, and a row left where a job remains. A queue
--- that is suspended by its own name is left without one. What committed since the look stays.
+-- that is suspended by its own name is left without one. What committed since the look stays, and so does what is more than one
+-- step can remove: whoever meets that finds nothing new.
 create function pgqueuetopia.let_go(
   p_scope text, p_heads pgqueuetopia.head[], p_snapshot pg_snapshot, p_now timestamptz
 ) returns void
 language plpgsql
 as $$
 declare
+  c_most constant integer := 50000;
+  v_most integer := greatest(c_most / cardinality(p_heads), 100);
   -- Not while a queue of every scope is being resumed (unpark).
   v_parks boolean := exists (select from unnest(p_heads) l where l.suspended)
     and pg_try_advisory_xact_lock(pgqueuetopia.lock_key('parking', ''));
@@ -214,11 +221,16 @@ begin
         and (pg_visible_in_snapshot(r.xid, p_snapshot) or r.xid = pg_current_xact_id())
         -- Later than the row by which it was taken, in this index.
         and r.xid >= coalesce((
-          select t.xid from pgqueuetopia.run_queue t
-          where t.scope = p_scope and t.queue = l.queue and t.taken
-          order by t.xid desc limit 1
+          select t.xid from (
+            select t.xid, t.taken from pgqueuetopia.run_queue t
+            where t.scope = p_scope and t.queue = l.queue
+            order by t.xid desc limit c_most
+          ) t
+          where t.taken
+          limit 1
         ), '0')
       order by r.xid
+      limit v_most
       for update skip locked
     ) r
   ));

@@ -20,9 +20,19 @@ from pgqueuetopia.embedded import Server, start
 SERVER_DSN = "PGQUEUETOPIA_TEST_SERVER"
 # More than the test server's files will need, in bytes.
 MUCH = 6 * 2**30
+# Who was there before is gone, and its locks with it: the next test has queues of the same names.
 EMPTY = """
-select pg_terminate_backend(pid) from pg_stat_activity
-where datname = current_database() and pid <> pg_backend_pid();
+do $$
+begin
+  loop
+    perform pg_stat_clear_snapshot();
+    perform pg_terminate_backend(pid) from pg_stat_activity
+    where datname = current_database() and pid <> pg_backend_pid();
+    exit when not found;
+    perform pg_sleep(0.001);
+  end loop;
+end
+$$;
 delete from pgqueuetopia.job_configs;
 truncate pgqueuetopia.jobs, pgqueuetopia.run_queue, pgqueuetopia.replies restart identity;
 insert into pgqueuetopia.job_configs (scope, key, value) values ('*', 'suspended', 'false');

@@ -34,6 +34,7 @@ RACES = "tests/db/test_races.py"
 FRONT = "tests/db/test_front.py"
 KNOWN = "tests/db/test_known.py"
 PRIORITIES = "tests/db/test_priorities.py"
+MANY = "tests/db/test_many_rows.py"
 TRIGGERED = "tests/db/test_triggers.py"
 SLOTS = "tests/db/test_slots.py"
 CRASH = "tests/db/test_crash.py"
@@ -314,8 +315,8 @@ MUTANTS = [
     Mutant(
         "what came in ahead of a job that runs is tidied away",
         ACQUIRE,
-        "and not r.taken and r.place > o.claimed_at",
-        "and not r.taken",
+        "r.place > o.claimed_at as is_behind",
+        "true as is_behind",
         f"{RACES}::test_a_job_that_comes_in_ahead_while_steps_pass_is_the_next",
     ),
     Mutant(
@@ -324,6 +325,69 @@ MUTANTS = [
         "array(select c.queue from unnest(v_claimed) c), answer.snapshot",
         "'{}', answer.snapshot",
         f"{RACES}::test_the_rows_of_a_queue_that_goes_on_and_on_do_not_pile_up",
+    ),
+    Mutant(
+        "all that came in for a queue is removed in one step",
+        ACQUIRE,
+        "pgqueuetopia.rows_since(m.seen, p_scope, m.queue) limit v_most + 1) r",
+        "pgqueuetopia.rows_since(m.seen, p_scope, m.queue)) r",
+        f"{MANY}::test_a_queue_is_run_when_steps_have_removed_what_it_has_too_much_of",
+    ),
+    Mutant(
+        "a scan goes on behind a queue of which only some rows were removed",
+        ACQUIRE,
+        "        v_fronts := v_first_fronts;\n",
+        "        null;\n",
+        f"{MANY}::test_a_queue_is_run_when_steps_have_removed_what_it_has_too_much_of",
+    ),
+    Mutant(
+        "a dead node's row is removed before all are read",
+        ACQUIRE,
+        "        and (not s.taken or s.queue <> all (v_taken.too_many))\n",
+        "",
+        f"{MANY}::test_nothing_overtakes_a_job_whose_node_died",
+    ),
+    Mutant(
+        "the places of rows that were too many are forgotten",
+        ACQUIRE,
+        "set taken = false, place = least(q.place, v_places[array_position(v_marked, q.ctid)])",
+        "set taken = false",
+        f"{MANY}::test_the_first_of_the_places_that_were_removed_is_where_it_begins",
+    ),
+    Mutant(
+        "what came in ahead of a job that runs hides other queues",
+        ACQUIRE,
+        "if pgqueuetopia.put_together(v_ahead) then",
+        "if false then",
+        f"{MANY}::test_what_came_in_for_a_queue_that_runs_hides_no_other",
+    ),
+    Mutant(
+        "who has not come to the end of a scan rests",
+        ACQUIRE,
+        "or cardinality(v_surplus) + coalesce(cardinality(v_taken.queues), 0) > 0;",
+        ";",
+        f"{MANY}::test_what_came_in_for_a_queue_that_runs_hides_no_other",
+    ),
+    Mutant(
+        "what came in ahead of a job that runs hides queues from other nodes",
+        ACQUIRE,
+        "if cardinality(v_ahead) >= c_few then",
+        "if false then",
+        f"{MANY}::test_what_came_in_ahead_of_a_job_of_a_full_node_hides_no_queue_from_others",
+    ),
+    Mutant(
+        "where very much came in ahead of one queue, what came in ahead of another is not seen",
+        CLAIM,
+        " or (select count(*) from ahead) = c_most",
+        "",
+        f"{MANY}::test_what_comes_in_ahead_is_the_next_wherever_very_much_does",
+    ),
+    Mutant(
+        "all that came in is removed as a queue is let go",
+        CLAIM,
+        "      limit v_most\n      for update skip locked\n",
+        "      for update skip locked\n",
+        f"{MANY}::test_a_queue_that_is_let_go_leaves_them_to_who_meets_them",
     ),
     Mutant(
         "a head that waits for its next attempt is not the first",
@@ -597,8 +661,8 @@ MUTANTS = [
     Mutant(
         "a careful look takes what a dead node ran",
         ACQUIRE,
-        "where t.scope = p_scope and t.queue = q.queue and t.taken\n        )",
-        "where false\n        )",
+        "          where t.taken\n        )",
+        "          where false\n        )",
         f"{RACES}::test_what_a_dead_node_ran_and_somebody_has_locked_holds_up_no_other_queue",
     ),
     Mutant(

@@ -114,6 +114,21 @@ async def test_a_job_moved_to_another_queue_has_both_looked_at(
     await expect_nothing_stranded(connection)
 
 
+@pytest.mark.parametrize("change", ["queue = 'plain'", "scope = 'T'", "topic = false"])
+async def test_a_job_that_is_taken_out_of_a_topic_is_looked_at(
+    connection: "Connection[asyncpg.Record]", change: str
+) -> None:
+    """By whoever knows its queue for a topic, or does not."""
+    await connection.execute(
+        "insert into pgqueuetopia.jobs (scope, queue, action, topic) values ('S', 't', 'a', true)"
+    )
+    assert await rows(connection) == 0
+    await connection.execute(f"update pgqueuetopia.jobs set {change}")
+    assert await connection.fetchval("select topic from pgqueuetopia.jobs") is False
+    assert await rows(connection) > 0
+    await expect_nothing_stranded(connection)
+
+
 async def test_a_deleted_head_lets_the_next_one_be_looked_at(
     connection: "Connection[asyncpg.Record]",
 ) -> None:
