@@ -9,8 +9,6 @@ drop function pgqueuetopia.unpark(text, text);
 drop function pgqueuetopia.first_priority(text, text);
 drop trigger jobs_deleted on pgqueuetopia.jobs;
 drop trigger jobs_released on pgqueuetopia.jobs;
-drop trigger jobs_leave_topic on pgqueuetopia.jobs;
-drop function pgqueuetopia.jobs_leave_topic();
 drop trigger jobs_moved on pgqueuetopia.jobs;
 drop function pgqueuetopia.jobs_changed();
 drop function pgqueuetopia.look_at(text, text, timestamptz, timestamptz, integer);

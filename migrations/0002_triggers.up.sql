@@ -187,6 +187,9 @@ end
 $$;
 revoke execute on function pgqueuetopia.look_at(text, text, timestamptz, timestamptz, integer) from public;
 
+-- Of a job of a topic that is moved to another queue only the nodes know whether that is one, and they adopt it then, like one that
+-- was inserted without the flag (0004). It is taken away here, and not by a trigger before the update: with such a one every
+-- update would lock its row first, those of step() too.
 create function pgqueuetopia.jobs_changed() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -196,6 +199,7 @@ begin
   perform pgqueuetopia.look_at(old.scope, old.queue, least(v_place, now()), v_place, old.priority);
   if tg_op = 'UPDATE' and (new.scope, new.queue) is distinct from (old.scope, old.queue) then
     perform pgqueuetopia.look_at(new.scope, new.queue, least(v_place, now()), v_place, new.priority);
+    update pgqueuetopia.jobs j set topic = false where j.id = new.id and j.topic;
   end if;
   return null;
 end
@@ -213,22 +217,6 @@ for each row when (
   )
 )
 execute function pgqueuetopia.jobs_changed();
-
--- A job of a topic that is moved to another queue: whether that is a topic only the nodes know, and they adopt it then, like one
--- that was inserted without the flag (0004).
-create function pgqueuetopia.jobs_leave_topic() returns trigger
-language plpgsql set search_path = pg_catalog, pg_temp
-as $$
-begin
-  new.topic := false;
-  return new;
-end
-$$;
-
-create trigger jobs_leave_topic
-before update of scope, queue on pgqueuetopia.jobs
-for each row when (old.topic and (new.scope, new.queue) is distinct from (old.scope, old.queue))
-execute function pgqueuetopia.jobs_leave_topic();
 
 -- A wait cut short, a waiting head ended by hand, a finished job brought back.
 create trigger jobs_released
@@ -388,5 +376,5 @@ for each statement execute function pgqueuetopia.replies_inserted();
 -- On a table of one's own, with types and casts of one's own, they would run that as their owner.
 revoke execute on function
   pgqueuetopia.jobs_inserted(), pgqueuetopia.jobs_changed(), pgqueuetopia.job_configs_changed(),
-  pgqueuetopia.replies_inserted(), pgqueuetopia.job_configs_truncated(), pgqueuetopia.jobs_leave_topic()
+  pgqueuetopia.replies_inserted(), pgqueuetopia.job_configs_truncated()
 from public;

@@ -202,3 +202,16 @@ async def test_the_database_refuses_bad_names(
         await connection.execute(
             "insert into pgqueuetopia.jobs (scope, queue, action) values ($1, $2, $3)", *names.values()
         )
+
+
+async def test_no_trigger_has_each_update_lock_its_row_first(
+    connection: "Connection[asyncpg.Record]",
+) -> None:
+    """As one before an update does, whatever its condition."""
+    before_each_update = 1 | 2 | 16
+    found = await connection.fetch(
+        "select tgname from pg_trigger where tgrelid = any ($1::regclass[]) and tgtype & $2 = $2",
+        ["pgqueuetopia.jobs", "pgqueuetopia.run_queue"],
+        before_each_update,
+    )
+    assert found == []
