@@ -1,6 +1,6 @@
 """What operators do with the jobs of a scope."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -8,7 +8,7 @@ import anyio
 
 from pgqueuetopia.db.replies import Replies
 from pgqueuetopia.db.repo import Repo
-from pgqueuetopia.errors import InvalidJob, JobNotFound, Misconfigured, NoReply
+from pgqueuetopia.errors import InvalidJob, JobNotFound, NoReply
 from pgqueuetopia.job import (
     LARGEST_ID,
     STATES,
@@ -18,7 +18,7 @@ from pgqueuetopia.job import (
     integer_faults,
     name_faults,
 )
-from pgqueuetopia.options import as_duration
+from pgqueuetopia.options import as_duration, refuse
 from pgqueuetopia.outcome import Reply
 from pgqueuetopia.status import BlockedQueue, Cancelled, Status, workers_of
 from pgqueuetopia.table.queue import TableQueue
@@ -60,7 +60,7 @@ class Operations:
 
     async def blocked_queues(self, *, limit: int = 100) -> list[BlockedQueue]:
         """The queues whose head has failed and waits, those blocked longest first. Raises Misconfigured."""
-        _refuse(integer_faults("limit", limit, least=1))
+        refuse(integer_faults("limit", limit, least=1))
         return [BlockedQueue(**row) for row in await self.repo.blocked_queues(self.scope, limit)]
 
     async def get_job(self, job: Job | int) -> Job:
@@ -85,9 +85,9 @@ class Operations:
         `state` is a Job's state, or pending: all that have not ended; `search` finds text in queue, action
         and params (case counts). Raises Misconfigured for another state, and for numbers that cannot be.
         """
-        _refuse(_state_faults(state))
-        _refuse(integer_faults("limit", limit, least=1))
-        _refuse(integer_faults("after", after, least=0, most=LARGEST_ID))
+        refuse(_state_faults(state))
+        refuse(integer_faults("limit", limit, least=1))
+        refuse(integer_faults("after", after, least=0, most=LARGEST_ID))
         filters = (queue, action, state, search or None)
         jobs = await self.repo.list_jobs(self.scope, *filters, after=after, limit=limit + 1)
         total = await self.repo.count_jobs(self.scope, *filters)
@@ -103,7 +103,7 @@ class Operations:
         a thousand at a time, so no queue is too long. Raises Misconfigured for a state or a field that no
         job has.
         """
-        _refuse(_condition_faults(condition))
+        refuse(_condition_faults(condition))
         state = condition if isinstance(condition, str) else PENDING
         after: int | None = 0
         while after is not None:
@@ -189,11 +189,6 @@ class Operations:
     async def retry_all(self, queue: str | None = None) -> int:
         """Have every job run now that waits for its next attempt; returns how many."""
         return await self.repo.retry_jobs(self.scope, None, queue)
-
-
-def _refuse(faults: Iterable[str]) -> None:
-    if found := list(faults):
-        raise Misconfigured("; ".join(found))
 
 
 def _state_faults(state: object) -> Iterator[str]:

@@ -86,6 +86,12 @@ def check(name: str, scope: str, options: Options, others: Iterable[str]) -> Non
         raise Misconfigured(f"{name}: {'; '.join(faults)}")
 
 
+def refuse(faults: Iterable[str]) -> None:
+    """Raise Misconfigured with these, if there are any."""
+    if found := list(faults):
+        raise Misconfigured("; ".join(found))
+
+
 def as_duration(name: str, value: Seconds) -> timedelta:
     """A time that can be waited for. Raises Misconfigured for any other value."""
     if not is_duration(value):
@@ -95,8 +101,8 @@ def as_duration(name: str, value: Seconds) -> timedelta:
 
 def check_queue(queue: object) -> None:
     """Raise Misconfigured for what can be no queue's name; None stands for all."""
-    if queue is not None and (faults := list(name_faults("queue", queue))):
-        raise Misconfigured("; ".join(faults))
+    if queue is not None:
+        refuse(name_faults("queue", queue))
 
 
 def _faults(options: Options) -> Iterator[str]:

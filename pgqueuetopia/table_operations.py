@@ -11,6 +11,7 @@ from pgqueuetopia.db.table_rows import job_of
 from pgqueuetopia.db.table_sql import STATES
 from pgqueuetopia.errors import JobNotFound, Misconfigured
 from pgqueuetopia.job import Job, integer_faults
+from pgqueuetopia.options import refuse
 from pgqueuetopia.status import Cancelled
 from pgqueuetopia.table.queue import TableQueue
 from pgqueuetopia.table.status import TableStatus
@@ -61,8 +62,7 @@ class TableOperations:
         """
         if state not in STATES:
             raise Misconfigured(f"A row is {', '.join(STATES)}; there is no state {state!r}.")
-        if faults := list(integer_faults("limit", limit, least=1)):
-            raise Misconfigured("; ".join(faults))
+        refuse(integer_faults("limit", limit, least=1))
         rows = await self._table.in_state(state, limit)
         return [job_of(row, self.queue, self._scope, state) for row in rows]
 
