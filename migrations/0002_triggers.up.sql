@@ -210,11 +210,15 @@ $$;
 create trigger jobs_moved
 after update of scope, queue, scheduled_at, topic on pgqueuetopia.jobs
 for each row when (
-  new.done_at is null
-  and (
-    (new.scope, new.queue, new.scheduled_at) is distinct from (old.scope, old.queue, old.scheduled_at)
-    or (old.topic and not new.topic)
+  (
+    new.done_at is null
+    and (
+      (new.scope, new.queue, new.scheduled_at) is distinct from (old.scope, old.queue, old.scheduled_at)
+      or (old.topic and not new.topic)
+    )
   )
+  -- One that has ended, too: it may be brought back.
+  or (new.topic and (new.scope, new.queue) is distinct from (old.scope, old.queue))
 )
 execute function pgqueuetopia.jobs_changed();
 

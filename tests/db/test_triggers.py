@@ -129,6 +129,20 @@ async def test_a_job_that_is_taken_out_of_a_topic_is_looked_at(
     await expect_nothing_stranded(connection)
 
 
+async def test_a_job_of_a_topic_that_is_moved_when_it_has_ended_is_looked_at_once_it_is_brought_back(
+    connection: "Connection[asyncpg.Record]",
+) -> None:
+    await connection.execute(
+        "insert into pgqueuetopia.jobs (scope, queue, action, topic) values ('S', 't', 'a', true)"
+    )
+    await connection.execute("update pgqueuetopia.jobs set done_at = now(), outcome = 'succeeded'")
+    await connection.execute("update pgqueuetopia.jobs set queue = 'plain'")
+    await connection.execute("delete from pgqueuetopia.run_queue")
+    await connection.execute("update pgqueuetopia.jobs set done_at = null, outcome = null")
+    assert await connection.fetchval("select topic from pgqueuetopia.jobs") is False
+    await expect_nothing_stranded(connection)
+
+
 async def test_a_deleted_head_lets_the_next_one_be_looked_at(
     connection: "Connection[asyncpg.Record]",
 ) -> None:
