@@ -26,7 +26,7 @@ from pgqueuetopia.cli.app import app as commands
 from pgqueuetopia.cli.runtime import COLLECT_AFTER
 from tests.support import Recorder, an_app, eventually
 
-PROGRAM = [sys.executable, "-c", "from pgqueuetopia.cli import main; main()"]
+PROGRAM = [sys.executable, "-m", "pgqueuetopia"]
 APP = """
 import anyio
 from pgqueuetopia import Performer, Queuetopia, Repo, Settings
